@@ -1,0 +1,42 @@
+"""Names that processes agree on: paths in the pod, environment variables, labels, annotations.
+
+The client, the local cluster and the three containers meet here and nowhere else.
+May import nothing of peftjob.
+"""
+
+# Paths in the pod. The local cluster rewrites them to folders in args and environment.
+WORKSPACE = "/workspace"
+MODEL_DIR = "/workspace/model"
+DATASET_DIR = "/workspace/dataset"
+INPUTS_STATE_DIR = "/workspace/.peftjob"
+OUTPUT_DIR = "/output"
+MOUNTED_MODEL_DIR = "/mnt/models"
+"""Where KServe's storage initializer puts what `storageUri` names."""
+
+# Environment of our containers. Values that are paths are rewritten by the local cluster.
+SPEC_ENV = "PEFTJOB_SPEC"
+WORKSPACE_ENV = "PEFTJOB_WORKSPACE"
+OUTPUT_ENV = "PEFTJOB_OUTPUT"
+REGISTRY_DIR_ENV = "PEFTJOB_REGISTRY_DIR"
+"""Set by the local cluster: the folder that holds the embedded registry (OCI image layouts)."""
+
+TERMINATION_LOG = "/dev/termination-log"
+TERMINATION_LOG_ENV = "PEFTJOB_TERMINATION_LOG"
+"""Set by the local cluster, which can't mount a file over /dev/termination-log."""
+
+# What the storage initializer leaves in INPUTS_STATE_DIR (see storage_initializer).
+READY_MARKER = "ready.json"
+FAILED_MARKER = "failed.json"
+
+# Labels and annotations of ours.
+INPUTS_ANNOTATION = "peftjob.org/inputs"
+"""On a claim: the digest of the inputs that it was made for."""
+ADAPTER_ANNOTATION = "peftjob.org/adapter"
+MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
+
+# Names in the PyTorchJob.
+TRAINER_CONTAINER = "pytorch"
+STORAGE_INITIALIZER_CONTAINER = "storage-initializer"
+RUNTIME_CONTAINER = "kserve-container"
+RUNTIME_NAME = "peftjob-runtime"
+MODEL_FORMAT = "peft"

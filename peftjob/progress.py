@@ -1,0 +1,77 @@
+"""The lines by which a trainer says how far it is, and how a reader gets them back.
+
+A trainer writes each record as one JSON line to stdout and to progress.jsonl under the output.
+The last record of a job is its result; rank 0 also leaves it in the termination log, so that it
+can be read from the pod's status when the logs are gone. May import errors and contract.
+"""
+
+import json
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Progress(BaseModel):
+    """Where the training stands. Losses are means per trained token, in nats."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    event: Literal["progress"] = "progress"
+    step: int
+    """Optimiser steps done."""
+    total_steps: int
+    epoch: float
+    loss: float | None = None
+    """Of the steps since the last record."""
+    eval_loss: float | None = None
+    """Of the held-out rows, where this record follows an evaluation."""
+    tokens: int = 0
+    """Tokens seen so far, on all ranks, padding not counted."""
+    tokens_per_s: float | None = None
+    """Tokens a second, on all ranks, since the last record."""
+    eta_s: float | None = None
+    memory_mb: float | None = None
+    """Peak memory of rank 0: resident on a CPU, allocated on a GPU."""
+
+
+class Result(BaseModel):
+    """What a job ends with."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    event: Literal["result"] = "result"
+    adapter: str
+    """Reference of the adapter image, with its digest."""
+    base_model: str
+    steps: int
+    tokens: int
+    tokens_per_s: float
+    """Over the whole training, evaluation not counted."""
+    train_loss: float | None = None
+    eval_loss_before: float | None = None
+    eval_loss_after: float | None = None
+    seconds: float
+    workers: int
+    """Processes that trained (torchrun's world size)."""
+
+
+def to_line(record: Progress | Result) -> str:
+    """The record as one line of JSON, without the fields that are None."""
+    return record.model_dump_json(exclude_none=True)
+
+
+def from_line(line: str) -> Progress | Result | None:
+    """The record in a line of a log, or None where the line is something else."""
+    line = line.strip()
+    if not line.startswith('{"event":'):
+        return None
+    try:
+        data = json.loads(line)
+        kinds: dict[object, type[Progress] | type[Result]] = {
+            "progress": Progress,
+            "result": Result,
+        }
+        kind = kinds.get(data.get("event"))
+        return kind.model_validate(data) if kind else None
+    except (json.JSONDecodeError, ValidationError):
+        return None

@@ -1,0 +1,321 @@
+"""PeftJobSpec: everything that defines a tuning job, parsed once, frozen.
+
+A spec comes from keyword arguments, JSON, YAML or the stock client's arguments (stock.py), and is
+the only configuration that the containers get (PEFTJOB_SPEC). It never holds a secret value: a
+secret is named, as a Secret and a key. Unknown fields are errors, and all problems are reported
+together, each with its path. May import errors and contract.
+"""
+
+import json
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from peftjob.errors import SpecError
+
+NAME_PATTERN = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
+NAME_MAX_LENGTH = 50
+"""The operator derives pod and service names (`<job>-worker-12`) that must stay within 63."""
+
+IMAGES = "ghcr.io/peftjob"
+VERSION = "0.1.0"
+
+
+class Part(BaseModel):
+    """A piece of a spec: immutable, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _uri(value: str) -> str:
+    if "://" not in value:
+        raise ValueError(
+            f"{value!r} has no scheme; write for example hf://org/name, https://host/file.jsonl "
+            "or file:///absolute/path"
+        )
+    return value
+
+
+class BaseModelSource(Part):
+    """The base model."""
+
+    source: str
+    """URI of a folder in the Hugging Face format: hf://org/name, file:///path, https://…"""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository; None is its main branch."""
+
+    _check = field_validator("source")(_uri)
+
+
+class DatasetSource(Part):
+    """The dataset, and which of its rows are trained on and which are held out."""
+
+    source: str
+    """URI of a file or a folder: hf://org/name, https://host/a.jsonl, file:///path."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub repository; None is its main branch."""
+    files: tuple[str, ...] = ()
+    """Globs, relative to the source, of the files to train on; empty means every data file that
+    is not among `eval_files`."""
+    eval_files: tuple[str, ...] = ()
+    """Globs of the files held out for evaluation."""
+    eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of the training rows held out, chosen by the seed, where no `eval_files` are given."""
+    max_samples: int | None = Field(default=None, gt=0)
+    """Train on at most so many rows (the first, after shuffling by the seed); None means all."""
+    split: str | None = None
+    """Split of a hub dataset, as the stock client names it; None takes all data files."""
+
+    _check = field_validator("source")(_uri)
+
+    @model_validator(mode="after")
+    def _one_way_to_hold_out(self) -> Self:
+        if self.eval_files and self.eval_fraction:
+            raise ValueError("give eval_files or eval_fraction, not both")
+        return self
+
+
+class Lora(Part):
+    """Low-rank adapters on the base model's linear projections (PEFT's LoraConfig)."""
+
+    type: Literal["lora"] = "lora"
+    r: int = Field(default=16, gt=0)
+    """Rank of the update."""
+    lora_alpha: int = Field(default=32, gt=0)
+    """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."""
+    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    target_modules: tuple[str, ...] | None = None
+    """Names of the modules to adapt; None means every linear projection of the blocks."""
+    use_rslora: bool = False
+    use_dora: bool = False
+    bias: Literal["none", "all", "lora_only"] = "none"
+
+
+class Training(Part):
+    """How to train; the names and meanings are those of transformers' TrainingArguments."""
+
+    num_train_epochs: float = Field(default=3.0, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    """Optimiser steps; -1 means that num_train_epochs decides."""
+    per_device_train_batch_size: int = Field(default=8, gt=0)
+    """Rows a process takes at once."""
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """The default suits LoRA, about ten times what full tuning takes."""
+    lr_scheduler_type: str = "cosine"
+    warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
+    """Share of the steps over which the learning rate rises to its value."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    max_grad_norm: float = Field(default=1.0, ge=0.0)
+    """Gradients are scaled down to this norm; 0 switches it off."""
+    max_length: int = Field(default=1024, gt=1)
+    """Tokens a row may have; a longer one is cut at its end and counted."""
+    seed: int = 42
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the frozen base weights; auto is bfloat16 on a GPU that has it, else float32.
+    The adapter's weights are trained in float32 either way."""
+    logging_steps: int = Field(default=10, gt=0)
+    """Optimiser steps between two progress lines."""
+    eval_steps: int | None = Field(default=None, gt=0)
+    """Optimiser steps between two evaluations; None evaluates before and after only."""
+    train_on: Literal["completion", "all"] = "completion"
+    """What the loss covers: assistant turns and completions, or every token. Plain text rows are
+    always trained whole."""
+
+
+class Registry(Part):
+    """Where the adapter image goes."""
+
+    ref: str
+    """host[:port]/name[:tag] of a registry, or oci-layout:///path[:tag] of a layout folder."""
+    insecure: bool = False
+    """Speak plain HTTP. Loopback hosts are spoken to in plain HTTP without it."""
+    login_secret: str | None = None
+    """Name of a Secret of type kubernetes.io/dockerconfigjson with the login."""
+
+
+class Output(Part):
+    """What happens to checkpoints and the adapter."""
+
+    registry: Registry | None = None
+    """None keeps the adapter image as an OCI layout: in the local cluster's embedded registry, or
+    on the output volume of a real cluster."""
+    size: str = "10Gi"
+    """Size of the output claim, as a Kubernetes quantity."""
+
+
+class Storage(Part):
+    """The volume that inputs lie on."""
+
+    mode: Literal["shared", "per-replica", "existing"] = "shared"
+    """shared: one claim, filled by the Master, read by all. per-replica: an emptyDir, filled in
+    every replica. existing: a claim that you filled, with model/ and dataset/ in it."""
+    claim: str | None = None
+    """Name of the existing claim; only with mode existing."""
+    size: str = "10Gi"
+    storage_class: str | None = None
+    """None takes the cluster's default class."""
+    access_modes: tuple[
+        Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"], ...
+    ] = ()
+    """Empty means ReadWriteMany with several workers, ReadWriteOnce with one."""
+
+    @model_validator(mode="after")
+    def _claim_belongs_to_existing(self) -> Self:
+        if (self.mode == "existing") != (self.claim is not None):
+            raise ValueError("claim names the claim of mode 'existing', and is needed there only")
+        return self
+
+
+class EnvVar(Part):
+    """An environment variable: a literal `value`, or `value_from` as Kubernetes has it."""
+
+    name: str
+    value: str | None = None
+    value_from: dict[str, Any] | None = None
+    """For example {"secretKeyRef": {"name": "hub", "key": "token"}}."""
+
+    @model_validator(mode="after")
+    def _value_or_reference(self) -> Self:
+        if self.value is not None and self.value_from is not None:
+            raise ValueError("give value or value_from, not both")
+        return self
+
+
+class Images(Part):
+    """Container images."""
+
+    storage_initializer: str = f"{IMAGES}/storage-initializer:{VERSION}"
+    trainer: str = f"{IMAGES}/trainer:{VERSION}"
+
+
+class RunPolicy(Part):
+    """What the operator does when pods fail, hang or end."""
+
+    restart_policy: Literal["ExitCode", "OnFailure", "Never"] = "ExitCode"
+    """ExitCode: exit codes 1-127 fail the job, 128-255 make the pod anew."""
+    backoff_limit: int | None = Field(default=3, ge=0)
+    """Restarts before the job is failed; None means without end."""
+    active_deadline_s: int | None = Field(default=None, gt=0)
+    """Seconds after which the job is failed."""
+    ttl_after_finished_s: int | None = Field(default=None, ge=0)
+    """Seconds after its end at which the job is deleted; None keeps it."""
+    clean_pod_policy: Literal["None", "Running", "All"] = "None"
+    suspend: bool = False
+    """Create the job without starting it."""
+
+
+class PeftJobSpec(Part):
+    """A tuning job: base model + dataset + method → adapter."""
+
+    name: str
+    namespace: str = "default"
+    base_model: BaseModelSource
+    dataset: DatasetSource
+    method: Lora = Lora()
+    training: Training = Training()
+    output: Output = Output()
+    storage: Storage = Storage()
+    num_workers: int = Field(default=1, gt=0)
+    """Replicas in all: one Master and num_workers - 1 Workers."""
+    num_procs_per_worker: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    """Processes a replica, one a GPU; "auto" takes as many as it has GPUs."""
+    resources: dict[str, str] = Field(default_factory=dict)
+    """Requests and limits a replica, for example {"cpu": "4", "memory": "16Gi",
+    "nvidia.com/gpu": "1"}."""
+    env: tuple[EnvVar, ...] = ()
+    """For the trainer."""
+    init_env: tuple[EnvVar, ...] = ()
+    """For the storage initializer."""
+    images: Images = Images()
+    run_policy: RunPolicy = RunPolicy()
+    labels: dict[str, str] = Field(default_factory=dict)
+    annotations: dict[str, str] = Field(default_factory=dict)
+    queue_name: str | None = None
+    """Kueue's local queue."""
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_the_operator(cls, name: str) -> str:
+        if not NAME_PATTERN.match(name):
+            raise ValueError(
+                f"{name!r} is no job name: lower-case letters, digits and '-', beginning with a "
+                "letter and not ending with '-'"
+            )
+        if len(name) > NAME_MAX_LENGTH:
+            raise ValueError(
+                f"{name!r} has {len(name)} characters; at most {NAME_MAX_LENGTH} fit, because pod "
+                "names are derived from it"
+            )
+        return name
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Make a spec of plain data.
+
+        Raises:
+            SpecError: with every problem, each with its path.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as err:
+            raise SpecError(_problems(err)) from err
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Make a spec of its JSON, as PEFTJOB_SPEC holds it.
+
+        Raises:
+            SpecError: not JSON, or problems in it.
+        """
+        try:
+            data = json.loads(text)
+        except json.JSONDecodeError as err:
+            raise SpecError([f"not JSON: {err}"]) from err
+        return cls.parse(data)
+
+    def to_json(self) -> str:
+        """The spec as compact JSON with every default written out and keys in a fixed order."""
+        return json.dumps(
+            self.model_dump(mode="json", exclude_none=True), separators=(",", ":"), sort_keys=True
+        )
+
+
+def _problems(err: ValidationError) -> list[str]:
+    lines = []
+    for item in err.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "spec"
+        if item["type"] == "extra_forbidden":
+            message = "unknown field; " + _known_fields(item["loc"])
+        elif item["type"] == "missing":
+            message = "is missing"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            if item["type"] != "value_error" and not isinstance(item["input"], dict | list):
+                message += f" (got {item['input']!r})"
+        lines.append(f"{path}: {message}")
+    return lines
+
+
+def _known_fields(loc: tuple[str | int, ...]) -> str:
+    """The nearest known names to the unknown one at `loc`, or all that there are."""
+    import difflib
+
+    part: Any = PeftJobSpec
+    for step in loc[:-1]:
+        field = part.model_fields.get(step) if hasattr(part, "model_fields") else None
+        if field is None:
+            return "see PeftJobSpec"
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        part = next((c for c in candidates if hasattr(c, "model_fields")), None)
+    names = list(getattr(part, "model_fields", {}))
+    near = difflib.get_close_matches(str(loc[-1]), names, n=3)
+    return "did you mean " + " or ".join(near) + "?" if near else "known are " + ", ".join(names)

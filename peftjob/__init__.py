@@ -9,16 +9,61 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
+    from peftjob.job import Job
     from peftjob.local import LocalCluster
-    from peftjob.spec import PeftJobSpec
-
-__all__ = ["LocalCluster", "PeftJobSpec", "TrainingClient"]
+    from peftjob.service import Service
+    from peftjob.spec import (
+        BaseModelSource,
+        DatasetSource,
+        EnvVar,
+        Images,
+        Lora,
+        Output,
+        PeftJobSpec,
+        Registry,
+        RunPolicy,
+        Storage,
+        TrainerParams,
+        Training,
+    )
 
 _MODULES = {
+    "Job": "peftjob.job",
     "LocalCluster": "peftjob.local",
-    "PeftJobSpec": "peftjob.spec",
+    "Service": "peftjob.service",
     "TrainingClient": "peftjob.client",
+    "BaseModelSource": "peftjob.spec",
+    "DatasetSource": "peftjob.spec",
+    "EnvVar": "peftjob.spec",
+    "Images": "peftjob.spec",
+    "Lora": "peftjob.spec",
+    "Output": "peftjob.spec",
+    "PeftJobSpec": "peftjob.spec",
+    "Registry": "peftjob.spec",
+    "RunPolicy": "peftjob.spec",
+    "Storage": "peftjob.spec",
+    "TrainerParams": "peftjob.spec",
+    "Training": "peftjob.spec",
 }
+
+__all__ = [
+    "BaseModelSource",
+    "DatasetSource",
+    "EnvVar",
+    "Images",
+    "Job",
+    "LocalCluster",
+    "Lora",
+    "Output",
+    "PeftJobSpec",
+    "Registry",
+    "RunPolicy",
+    "Service",
+    "Storage",
+    "TrainerParams",
+    "Training",
+    "TrainingClient",
+]
 
 
 def __getattr__(name: str) -> Any:

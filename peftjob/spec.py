@@ -131,6 +131,13 @@ class Training(Part):
     always trained whole."""
 
 
+class TrainerParams(Part):
+    """What TrainingClient.train takes as trainer_parameters."""
+
+    method: Lora = Lora()
+    training: Training = Training()
+
+
 class Registry(Part):
     """Where the adapter image goes."""
 
@@ -190,6 +197,13 @@ class EnvVar(Part):
         return self
 
 
+class Resources(Part):
+    """Requests and limits as Kubernetes has them, for example {"nvidia.com/gpu": "1"}."""
+
+    requests: dict[str, str] = Field(default_factory=dict)
+    limits: dict[str, str] = Field(default_factory=dict)
+
+
 class Images(Part):
     """Container images."""
 
@@ -208,7 +222,9 @@ class RunPolicy(Part):
     """Seconds after which the job is failed."""
     ttl_after_finished_s: int | None = Field(default=None, ge=0)
     """Seconds after its end at which the job is deleted; None keeps it."""
-    clean_pod_policy: Literal["None", "Running", "All"] = "None"
+    clean_pod_policy: Literal["None", "Running", "All"] = "Running"
+    """Which pods go when the job has ended. Running frees the GPUs of replicas that hang, and
+    keeps the logs of those that ended."""
     suspend: bool = False
     """Create the job without starting it."""
 
@@ -228,9 +244,8 @@ class PeftJobSpec(Part):
     """Replicas in all: one Master and num_workers - 1 Workers."""
     num_procs_per_worker: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
     """Processes a replica, one a GPU; "auto" takes as many as it has GPUs."""
-    resources: dict[str, str] = Field(default_factory=dict)
-    """Requests and limits a replica, for example {"cpu": "4", "memory": "16Gi",
-    "nvidia.com/gpu": "1"}."""
+    resources: Resources = Resources()
+    """Of a replica."""
     env: tuple[EnvVar, ...] = ()
     """For the trainer."""
     init_env: tuple[EnvVar, ...] = ()

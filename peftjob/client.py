@@ -1,0 +1,382 @@
+"""TrainingClient: Kubeflow's own, with a `train` that makes the rest of the job.
+
+Everything else (get_job, list_jobs, wait_for_job_conditions, get_job_logs, …) is the stock code,
+on a Kubernetes cluster or on a LocalCluster.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kubeflow.training import TrainingClient as StockTrainingClient
+from kubeflow.training.constants import constants
+from kubernetes.client import ApiException, Configuration
+from pydantic import BaseModel
+
+from peftjob import contract, inference, manifest, stock
+from peftjob.errors import ConflictError, JobError, SpecError
+from peftjob.job import Job, api_message
+from peftjob.local import LocalCluster
+from peftjob.service import INFERENCE_API, Service
+from peftjob.spec import (
+    BaseModelSource,
+    DatasetSource,
+    Images,
+    Output,
+    PeftJobSpec,
+    Registry,
+    RunPolicy,
+    Storage,
+    TrainerParams,
+)
+
+COLLECTION_WAIT_S = 60.0
+"""How long claims of a deleted job of the same name may take to go."""
+
+Variables = Mapping[str, str] | Iterable[Any] | None
+
+
+class TrainingClient(StockTrainingClient):  # type: ignore[misc]
+    """Kubeflow's TrainingClient; `train` keeps the adapter, and much more.
+
+    Args:
+        cluster: A LocalCluster; None takes the Kubernetes cluster of the kubeconfig, and the
+            other arguments as the stock client has them.
+    """
+
+    def __init__(
+        self,
+        config_file: str | None = None,
+        context: str | None = None,
+        client_configuration: Configuration | None = None,
+        namespace: str | None = None,
+        job_kind: str = constants.PYTORCHJOB_KIND,
+        *,
+        cluster: LocalCluster | None = None,
+    ) -> None:
+        given = {"namespace": namespace} if namespace else {}
+        if cluster is not None:
+            client_configuration = client_configuration or Configuration()
+            given.setdefault("namespace", constants.DEFAULT_NAMESPACE)
+        super().__init__(
+            config_file=config_file,
+            context=context,
+            client_configuration=client_configuration,
+            job_kind=job_kind,
+            **given,
+        )
+        self.cluster = cluster
+        if cluster is not None:
+            cluster.attach(self)
+
+    def train(
+        self,
+        name: str,
+        namespace: str | None = None,
+        labels: dict[str, str] | None = None,
+        annotations: dict[str, str] | None = None,
+        num_workers: int = 1,
+        num_procs_per_worker: int | str = 1,
+        resources_per_worker: Any = None,
+        model_provider_parameters: Any = None,
+        dataset_provider_parameters: Any = None,
+        trainer_parameters: Any = None,
+        init_env_vars: Variables = None,
+        env_vars: Variables = None,
+        storage_config: Mapping[str, Any] | None = None,
+        queue_name: str | None = None,
+        *,
+        output: Output | Registry | str | None = None,
+        storage: Storage | None = None,
+        run_policy: RunPolicy | None = None,
+        images: Images | None = None,
+        dry_run: bool = False,
+        wait: bool = False,
+    ) -> Any:
+        """Tune a base model with LoRA on num_workers replicas and publish the adapter.
+
+        The positional arguments are the stock client's; where that one wants its parameter
+        classes, these are taken too:
+
+        Args:
+            model_provider_parameters: A URI, a BaseModelSource, or HuggingFaceModelParams.
+            dataset_provider_parameters: A URI, a DatasetSource, or HuggingFaceDatasetParams.
+            trainer_parameters: TrainerParams, or HuggingFaceTrainerParams; None takes defaults.
+            output: Where the adapter image goes: an Output, a Registry or a registry reference
+                (`host/name:tag`). None keeps it in the local cluster's registry, or on the
+                output claim.
+            storage: The volume for inputs; replaces `storage_config`.
+            run_policy: Restarts, deadlines, clean-up.
+            dry_run: Create nothing and return the objects that would be created.
+            wait: Return when the job has succeeded.
+
+        Returns:
+            A Job (or, with dry_run, a list of dicts).
+
+        Raises:
+            SpecError: what was asked for is not a job; all problems at once, nothing created.
+            ConflictError: a job or a claim of that name is there, for something else.
+            JobError: the cluster refused an object (nothing is left of it), or the job failed.
+        """
+        spec = PeftJobSpec.parse(
+            {
+                "name": name,
+                "namespace": namespace or self.namespace,
+                "labels": dict(labels or {}),
+                "annotations": dict(annotations or {}),
+                "num_workers": num_workers,
+                "num_procs_per_worker": num_procs_per_worker,
+                "resources": _resources(resources_per_worker),
+                "base_model": _model(model_provider_parameters),
+                "dataset": _dataset(dataset_provider_parameters),
+                **_trainer(trainer_parameters),
+                "init_env": _variables("init_env_vars", init_env_vars),
+                "env": _variables("env_vars", env_vars),
+                "storage": _plain(storage) if storage else _storage(storage_config),
+                "output": _output(output),
+                "queue_name": queue_name or None,
+                **({"run_policy": _plain(run_policy)} if run_policy else {}),
+                **({"images": _plain(images)} if images else {}),
+            }
+        )
+        if dry_run:
+            return manifest.render(spec)
+        job = self.submit(spec)
+        return job.wait() if wait else job
+
+    def submit(self, spec: PeftJobSpec) -> Job:
+        """Create a job's objects: all of them or none.
+
+        Raises:
+            ConflictError, JobError: as `train` does.
+        """
+        namespace = spec.namespace
+        claims = [c for c in manifest.render_claims(spec) if self._needed(c)]
+        if spec.queue_name:
+            self._check_queue_exists(spec.queue_name, namespace)
+        api = self.custom_api
+        try:
+            created = api.create_namespaced_custom_object(
+                constants.GROUP,
+                constants.VERSION,
+                namespace,
+                "pytorchjobs",
+                manifest.render_job(spec),
+            )
+        except ApiException as err:
+            raise _refused("PyTorchJob", spec.name, err) from err
+        owner = {
+            "apiVersion": created["apiVersion"],
+            "kind": created["kind"],
+            "name": spec.name,
+            "uid": created["metadata"]["uid"],
+        }
+        for claim in claims:
+            # Pods wait for their claims, so the job may come first: then the claims can be its
+            # own, and go when it goes.
+            claim["metadata"]["ownerReferences"] = [owner]
+            try:
+                self.core_api.create_namespaced_persistent_volume_claim(namespace, claim)
+            except ApiException as err:
+                self.delete_job(spec.name, namespace=namespace)
+                name = claim["metadata"]["name"]
+                raise _refused("PersistentVolumeClaim", name, err) from err
+        return Job(self, spec.name, namespace)
+
+    def job(self, name: str, *, namespace: str | None = None) -> Job:
+        """A handle on a job that was submitted before. Raises NotFoundError where there is none."""
+        job = Job(self, name, namespace or self.namespace)
+        job.object()
+        return job
+
+    def serve(
+        self,
+        name: str,
+        base_model: str,
+        adapters: Mapping[str, str],
+        *,
+        namespace: str | None = None,
+        resources: Any = None,
+    ) -> Service:
+        """Serve a base model and adapters as an InferenceService.
+
+        Args:
+            name: Of the InferenceService.
+            base_model: Its URI.
+            adapters: Name → reference or URI of an adapter; `job.adapter` is one.
+
+        Raises:
+            UsageError: a name that can't be used.
+            ConflictError: there is one of that name.
+            JobError: the cluster refused it.
+        """
+        namespace = namespace or self.namespace
+        body = inference.render(
+            name,
+            base_model,
+            {adapter: _adapter_uri(ref) for adapter, ref in adapters.items()},
+            namespace=namespace,
+            resources=_resources(resources).get("requests"),
+        )
+        try:
+            self.custom_api.create_namespaced_custom_object(
+                *INFERENCE_API, namespace, "inferenceservices", body
+            )
+        except ApiException as err:
+            raise _refused("InferenceService", name, err) from err
+        return Service(self, name, namespace)
+
+    def service(self, name: str, *, namespace: str | None = None) -> Service:
+        """A handle on an InferenceService. Raises NotFoundError where there is none."""
+        service = Service(self, name, namespace or self.namespace)
+        service.object()
+        return service
+
+    def _needed(self, claim: Mapping[str, Any]) -> bool:
+        """Whether a claim has to be made; False where the one that is there was made for the same.
+
+        Raises:
+            ConflictError: it was made for something else.
+        """
+        metadata = claim["metadata"]
+        name, namespace = metadata["name"], metadata["namespace"]
+        deadline = time.monotonic() + COLLECTION_WAIT_S
+        while True:
+            try:
+                found = self.core_api.read_namespaced_persistent_volume_claim(name, namespace)
+            except ApiException as err:
+                if err.status == 404:
+                    return True
+                raise _refused("PersistentVolumeClaim", name, err) from err
+            owners = found.metadata.owner_references or ()
+            if not owners or any(self._exists(owner, namespace) for owner in owners):
+                break
+            # Left from a deleted job: the cluster is about to remove it.
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
+        wanted = (metadata.get("annotations") or {}).get(contract.INPUTS_ANNOTATION)
+        has = (found.metadata.annotations or {}).get(contract.INPUTS_ANNOTATION)
+        if not owners and wanted and wanted == has:
+            return False
+        raise ConflictError(
+            f"a claim {name!r} is in namespace {namespace!r} and was not made for these inputs; "
+            "choose another job name, delete the claim, or use it as it is with "
+            f"storage=Storage(mode='existing', claim={name!r})"
+        )
+
+    def _exists(self, owner: Any, namespace: str) -> bool:
+        try:
+            found = self.custom_api.get_namespaced_custom_object(
+                constants.GROUP, constants.VERSION, namespace, "pytorchjobs", owner.name
+            )
+        except ApiException:
+            return False
+        return bool(found["metadata"]["uid"] == owner.uid)
+
+
+def _refused(kind: str, name: str, err: ApiException) -> ConflictError | JobError:
+    message = api_message(err) or str(err.reason)
+    if err.status == 409:
+        return ConflictError(
+            f"{kind} {name!r} is there already; choose another name or delete it first"
+        )
+    return JobError(f"the cluster refused the {kind} {name!r} ({err.status}): {message}")
+
+
+def _adapter_uri(ref: str) -> str:
+    """A registry reference as a URI; what has a scheme stays as it is."""
+    return ref if "://" in ref else f"oci://{ref}"
+
+
+def _plain(part: BaseModel) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_none=True)
+
+
+def _model(value: Any) -> Any:
+    if value is None:
+        raise SpecError(["model_provider_parameters: is missing; give a URI such as hf://org/name"])
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, BaseModelSource):
+        return _plain(value)
+    return stock.model_from_stock(vars(value))
+
+
+def _dataset(value: Any) -> Any:
+    if value is None:
+        raise SpecError(
+            ["dataset_provider_parameters: is missing; give a URI such as file:///data/train.jsonl"]
+        )
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, DatasetSource):
+        return _plain(value)
+    return stock.dataset_from_stock(vars(value))
+
+
+def _trainer(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, TrainerParams):
+        return _plain(value)
+    if not hasattr(value, "lora_config"):
+        raise SpecError(
+            [f"trainer_parameters: give TrainerParams or HuggingFaceTrainerParams, not {value!r}"]
+        )
+    arguments = value.training_parameters
+    defaults = type(arguments)(output_dir=arguments.output_dir).to_dict()
+    return {
+        "method": stock.lora_from_stock(value.lora_config.to_dict()),
+        "training": stock.training_from_stock(arguments.to_dict(), defaults),
+    }
+
+
+def _resources(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        amounts = {k.lower(): str(v) for k, v in value.items()}
+        if "gpu" in amounts:
+            amounts["nvidia.com/gpu"] = amounts.pop("gpu")
+        return {"requests": amounts, "limits": amounts}
+    return {
+        key: {k: str(v) for k, v in (getattr(value, key) or {}).items()}
+        for key in ("requests", "limits")
+    }
+
+
+def _variables(where: str, value: Variables) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [{"name": name, "value": text} for name, text in value.items()]
+    from kubernetes.client import ApiClient
+
+    variables = []
+    for entry in value:
+        plain = ApiClient().sanitize_for_serialization(entry)
+        if not isinstance(plain, Mapping) or "name" not in plain:
+            raise SpecError([f"{where}: a dict or a list of V1EnvVar is wanted, not {entry!r}"])
+        variables.append(
+            {
+                "name": plain["name"],
+                "value": plain.get("value"),
+                "value_from": plain.get("valueFrom", plain.get("value_from")),
+            }
+        )
+    return variables
+
+
+def _storage(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {k: v for k, v in (config or {}).items() if v is not None}
+
+
+def _output(value: Output | Registry | str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"registry": {"ref": value}}
+    if isinstance(value, Registry):
+        return {"registry": _plain(value)}
+    return _plain(value)

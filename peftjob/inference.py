@@ -1,0 +1,130 @@
+"""A base model and its adapters → InferenceService and ServingRuntime. Pure.
+
+May import spec, errors and contract.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peftjob import contract
+from peftjob.errors import UsageError
+from peftjob.spec import IMAGES, NAME_PATTERN, VERSION
+
+Object = dict[str, Any]
+
+RUNTIME_IMAGE = f"{IMAGES}/runtime:{VERSION}"
+PORT = 8080
+USER_ID = 65532
+
+
+def render(
+    name: str,
+    base_model: str,
+    adapters: Mapping[str, str],
+    *,
+    namespace: str = "default",
+    resources: Mapping[str, str] | None = None,
+) -> Object:
+    """The InferenceService that serves `base_model` and, beside it, each adapter by its name.
+
+    Args:
+        base_model: URI, fetched by KServe (`storageUri`). The model is served under the last
+            part of it.
+        adapters: Name → source (`oci://…@sha256:…`, `hf://…`, …); the runtime pulls them.
+
+    Raises:
+        UsageError: a name or a source that can't be used.
+    """
+    if not NAME_PATTERN.match(name) or len(name) > 63:
+        raise UsageError(
+            f"{name!r} can't name an InferenceService: lower-case letters, digits and '-', "
+            "beginning with a letter, at most 63"
+        )
+    served = model_name(base_model)
+    args = [f"--model_name={served}"]
+    for adapter, source in adapters.items():
+        if "=" in adapter or not adapter or adapter == served:
+            raise UsageError(
+                f"{adapter!r} can't name an adapter: not empty, no '=', and other than the base "
+                f"model's name {served!r}"
+            )
+        args.append(f"--adapter={adapter}={source}")
+    model: Object = {
+        "modelFormat": {"name": contract.MODEL_FORMAT},
+        "runtime": contract.RUNTIME_NAME,
+        "storageUri": base_model,
+        "args": args,
+    }
+    if resources:
+        model["resources"] = {"requests": dict(resources), "limits": dict(resources)}
+    return {
+        "apiVersion": "serving.kserve.io/v1beta1",
+        "kind": "InferenceService",
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {contract.MANAGED_BY_LABEL: "peftjob"},
+        },
+        "spec": {"predictor": {"model": model}},
+    }
+
+
+def model_name(base_model: str) -> str:
+    """The name that a base model is served under: the last part of its URI."""
+    return base_model.split("://", 1)[-1].split("#")[0].split("?")[0].rstrip("/").split("/")[-1]
+
+
+def serving_runtime(namespace: str = "default") -> Object:
+    """The ServingRuntime that InferenceServices of `render` name."""
+    return {
+        "apiVersion": "serving.kserve.io/v1alpha1",
+        "kind": "ServingRuntime",
+        "metadata": {
+            "name": contract.RUNTIME_NAME,
+            "namespace": namespace,
+            "labels": {contract.MANAGED_BY_LABEL: "peftjob"},
+        },
+        "spec": {
+            "supportedModelFormats": [
+                {"name": contract.MODEL_FORMAT, "version": "1", "autoSelect": True}
+            ],
+            "protocolVersions": ["v2"],
+            "containers": [
+                {
+                    "name": contract.RUNTIME_CONTAINER,
+                    "image": RUNTIME_IMAGE,
+                    "args": [
+                        "--model_name={{.Name}}",
+                        f"--model_dir={contract.MOUNTED_MODEL_DIR}",
+                        f"--http_port={PORT}",
+                        "--host=0.0.0.0",
+                    ],
+                    "ports": [{"containerPort": PORT, "name": "http1", "protocol": "TCP"}],
+                    "env": [{"name": "HOME", "value": "/tmp"}],
+                    # Loading gigabytes takes its time: half an hour before it counts as dead.
+                    "startupProbe": _probe("/v2/health/live", period_s=5, failures=360),
+                    "readinessProbe": _probe("/v2/health/ready", period_s=5, failures=3),
+                    "livenessProbe": _probe("/v2/health/live", period_s=10, failures=3),
+                    "volumeMounts": [{"name": "tmp", "mountPath": "/tmp"}],
+                    "securityContext": {
+                        "allowPrivilegeEscalation": False,
+                        "readOnlyRootFilesystem": True,
+                        "runAsNonRoot": True,
+                        "runAsUser": USER_ID,
+                        "capabilities": {"drop": ["ALL"]},
+                        "seccompProfile": {"type": "RuntimeDefault"},
+                    },
+                }
+            ],
+            "volumes": [{"name": "tmp", "emptyDir": {}}],
+        },
+    }
+
+
+def _probe(path: str, *, period_s: int, failures: int) -> Object:
+    return {
+        "httpGet": {"path": path, "port": PORT},
+        "periodSeconds": period_s,
+        "timeoutSeconds": 3,
+        "failureThreshold": failures,
+    }

@@ -1,0 +1,315 @@
+"""A detached process that looks after one job: operator and kubelet in one.
+
+It ends when nothing is left to do: the job has ended and its processes too, or it is suspended,
+or it was deleted and cleaned up. It holds a lock for as long as it lives, so that the next call
+of anybody notices when it was killed and starts another, which goes on from what is written.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from peftjob.local import operator, serving
+from peftjob.local.gpus import assign_gpus
+from peftjob.local.operator import Address, Plan
+from peftjob.local.pod import Machine, PodRunner
+from peftjob.local.shim import PR_SET_CHILD_SUBREAPER
+from peftjob.local.store import ApiError, Body, Store, Supervised, now
+from peftjob.local.volumes import Volumes
+
+POLL_S = 0.05
+OWNERS = {
+    "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
+    "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
+}
+DEPENDENTS = ("events", "services", "persistentvolumeclaims", "configmaps", "secrets")
+
+
+class Supervisor:
+    """Brings one job's pods to where its spec wants them, until there is nothing to do."""
+
+    def __init__(self, root: Path, work: Supervised) -> None:
+        self._root = root
+        self._work = work
+        self._store = Store(root / "cluster.db")
+        self._volumes = Volumes(root, self._store)
+        self._address = Address("127.0.0.1", _free_port())
+        self._runners: dict[str, PodRunner] = {}
+        self._restarts = 0
+        self._machine: Machine | None = None
+        self._job_as_known: Body | None = None
+        api_version, kind = OWNERS[work.plural]
+        self._owner = {"apiVersion": api_version, "kind": kind, "name": work.name, "uid": work.uid}
+
+    def run(self) -> None:
+        """Look after the job until it needs it no more."""
+        adopted = False
+        while True:
+            job = self._job()
+            if job is None:
+                if self._remove_everything():
+                    self._store.set_done(self._work.uid, done=True)
+                    return
+            else:
+                if not adopted:
+                    self._adopt()
+                    adopted = True
+                self._step_pods()
+                self._apply(job, self._plan(job))
+                if self._nothing_left(job):
+                    self._store.set_done(self._work.uid, done=True)
+                    # A change may have come between the look and the note: then go on.
+                    if self._job() == self._job_as_known:
+                        return
+                    self._store.set_done(self._work.uid, done=False)
+            time.sleep(POLL_S)
+
+    def _job(self) -> Body | None:
+        work = self._work
+        job = self._store.find(work.plural, work.namespace, work.name)
+        return job if job and job["metadata"]["uid"] == work.uid else None
+
+    def _plan(self, job: Body) -> Plan:
+        if self._work.plural == "pytorchjobs":
+            return operator.plan(job, self._pods(), self._address, now(), self._restarts)
+        return serving.plan(job, self._pods(), self._address, now())
+
+    def _pods(self) -> dict[str, Body]:
+        return {pod["metadata"]["name"]: pod for pod in self._store.owned("pods", self._work.uid)}
+
+    def _step_pods(self) -> None:
+        pods = self._pods()
+        for name, runner in list(self._runners.items()):
+            pod = pods.get(name)
+            if pod and pod["metadata"].get("deletionTimestamp"):
+                runner.terminate()
+            status = runner.step()
+            if pod is None:
+                continue
+            if pod["metadata"].get("deletionTimestamp") and not runner.alive:
+                self._remove_pod(name)
+            elif status != pod.get("status"):
+                self._write("pods", name, partial(_set_status, status=status))
+        for name, pod in pods.items():
+            if pod["metadata"].get("deletionTimestamp") and name not in self._runners:
+                self._remove_pod(name)
+        self._end_strays()
+
+    def _apply(self, job: Body, plan: Plan) -> None:
+        self._restarts += plan.restarted
+        name = self._work.name
+        if plan.status != (job.get("status") or {}):
+            self._write(self._work.plural, name, partial(_set_status, status=plan.status))
+        for kind, reason, message in plan.events:
+            self._event(job, kind, reason, message)
+        for pod_name in plan.delete:
+            self._write("pods", pod_name, _mark_deleted)
+        for pod in plan.create:
+            self._create(job, pod)
+        self._job_as_known = self._job()
+
+    def _create(self, job: Body, pod: Body) -> None:
+        name = pod["metadata"]["name"]
+        assign_gpus(job, pod)
+        if self._work.plural == "pytorchjobs" and not self._store.find(
+            "services", self._work.namespace, name
+        ):
+            _, kind, index = name.rsplit("-", 2)
+            service = operator.render_service(job, kind.capitalize(), int(index))
+            self._store.create("services", self._work.namespace, service)
+            self._event(job, "Normal", "SuccessfulCreateService", f"Created service: {name}")
+        try:
+            created = self._store.create("pods", self._work.namespace, pod)
+        except ApiError:
+            return  # A deleted job of the same name is still ending: wait for its pod to go.
+        self._event(job, "Normal", "SuccessfulCreatePod", f"Created pod: {name}")
+        self._run_pod(created)
+
+    def _run_pod(self, pod: Body, restarts: dict[str, int] | None = None) -> None:
+        def event(kind: str, reason: str, message: str) -> None:
+            self._event(pod, kind, reason, message)
+
+        if self._machine is None:
+            job = self._job() or pod
+            processes = len(operator.replicas(job)) if self._work.plural == "pytorchjobs" else 1
+            self._machine = Machine(
+                root=self._root,
+                volumes=self._volumes,
+                inherited=dict(os.environ),
+                threads=max(1, (os.cpu_count() or 1) // processes),
+                gate=self._may_start,
+            )
+        self._runners[pod["metadata"]["name"]] = PodRunner(
+            pod, self._machine, event, restarts=restarts
+        )
+
+    def _may_start(self, pod: Body) -> bool:
+        """The operator's init-pytorch container: a Worker waits for the Master's address."""
+        if pod["metadata"].get("labels", {}).get("training.kubeflow.org/replica-type") != "worker":
+            return True
+        job = self._job()
+        if job is None or "Master" not in job["spec"]["pytorchReplicaSpecs"]:
+            return True
+        master = self._pods().get(operator.meeting_pod(job))
+        return master is not None and master["status"]["phase"] != "Pending"
+
+    def _adopt(self) -> None:
+        """Go on from what a killed supervisor left: its processes ended with it."""
+        for name, pod in self._pods().items():
+            status = pod["status"]
+            if status["phase"] in ("Succeeded", "Failed"):
+                continue
+            entries = status.get("initContainerStatuses", []) + status.get("containerStatuses", [])
+            if not entries:
+                self._run_pod(pod)
+                continue
+            message = "the job's supervisor was killed, and this pod's processes with it"
+            self._event(pod, "Warning", "SupervisorKilled", message)
+            if pod["spec"].get("restartPolicy") == "Never":
+                self._write("pods", name, partial(_mark_killed, message=message))
+            else:
+                counts = {e["name"]: e["restartCount"] + ("running" in e["state"]) for e in entries}
+                self._run_pod(pod, counts)
+
+    def _nothing_left(self, job: Body) -> bool:
+        if any(not runner.ended for runner in self._runners.values()):
+            return False
+        pods = self._pods()
+        if any(pod["metadata"].get("deletionTimestamp") for pod in pods.values()):
+            return False
+        if self._work.plural != "pytorchjobs":
+            return False
+        run_policy = job["spec"].get("runPolicy") or {}
+        current = self._job() or job
+        if operator.is_finished(current):
+            ttl = run_policy.get("ttlSecondsAfterFinished")
+            if ttl is None:
+                return True
+            if (operator.seconds_since_end(current, now()) or 0) >= ttl:
+                self._store.delete(self._work.plural, self._work.namespace, self._work.name)
+            return False
+        return bool(run_policy.get("suspend")) and not pods
+
+    def _remove_everything(self) -> bool:
+        """After a deletion: end the pods, then remove what the job owned. True when all is gone."""
+        for name, pod in self._pods().items():
+            if not pod["metadata"].get("deletionTimestamp"):
+                self._write("pods", name, _mark_deleted)
+        self._step_pods()
+        if self._pods() or any(runner.alive for runner in self._runners.values()):
+            return False
+        for plural in DEPENDENTS:
+            for body in self._store.owned(plural, self._work.uid):
+                metadata = body["metadata"]
+                self._store.delete(plural, metadata["namespace"], metadata["name"])
+                if plural == "persistentvolumeclaims":
+                    self._volumes.remove_claim(metadata["namespace"], metadata["name"])
+        shutil.rmtree(self._root / "jobs" / self._work.uid, ignore_errors=True)
+        return True
+
+    def _remove_pod(self, name: str) -> None:
+        runner = self._runners.get(name)
+        if runner and runner.alive:
+            return
+        self._runners.pop(name, None)
+        pod = self._store.find("pods", self._work.namespace, name)
+        if pod is not None:
+            self._store.delete("pods", self._work.namespace, name)
+
+    def _write(self, plural: str, name: str, edit: Callable[[Body], object]) -> None:
+        """Edit an object in place; one that was deleted meanwhile is left so."""
+
+        def change(body: Body) -> None:
+            edit(body)
+
+        try:
+            self._store.modify(plural, self._work.namespace, name, change)
+        except ApiError as err:
+            if err.status != 404:
+                raise
+
+    def _event(self, about: Body, kind: str, reason: str, message: str) -> None:
+        metadata = about["metadata"]
+        stamp = now()
+        self._store.create(
+            "events",
+            self._work.namespace,
+            {
+                "apiVersion": "v1",
+                "kind": "Event",
+                "metadata": {
+                    "name": f"{metadata['name']}.{uuid.uuid4().hex[:16]}",
+                    "ownerReferences": [self._owner],
+                },
+                "involvedObject": {
+                    "apiVersion": about["apiVersion"],
+                    "kind": about["kind"],
+                    "name": metadata["name"],
+                    "namespace": self._work.namespace,
+                    "uid": metadata["uid"],
+                },
+                "type": kind,
+                "reason": reason,
+                "message": message,
+                "count": 1,
+                "firstTimestamp": stamp,
+                "lastTimestamp": stamp,
+                "source": {"component": operator.OPERATOR},
+            },
+        )
+
+    def _end_strays(self) -> None:
+        """Reap, and end, processes whose shim was killed: being the subreaper, they come here."""
+        shims = {r.process.pid for runner in self._runners.values() for r in runner.runs()}
+        me = os.getpid()
+        for word in Path(f"/proc/{me}/task/{me}/children").read_text().split():
+            pid = int(word)
+            if pid in shims:
+                continue
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+
+
+def _set_status(body: Body, status: Body) -> None:
+    body["status"] = status
+
+
+def _mark_deleted(body: Body) -> None:
+    body["metadata"].setdefault("deletionTimestamp", now())
+
+
+def _mark_killed(pod: Body, message: str) -> None:
+    """A pod that is not restarted in place fails as one whose node lost power."""
+    status = pod["status"]
+    status["phase"] = "Failed"
+    for entry in status.get("containerStatuses") or ():
+        ended = {"exitCode": 128 + signal.SIGKILL, "reason": "Error", "message": message}
+        if "terminated" not in entry["state"]:
+            entry.update(state={"terminated": {**ended, "finishedAt": now()}}, ready=False)
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def main(root: str, uid: str, plural: str, namespace: str, name: str) -> None:
+    """Entry of the detached process (see `cluster.start_supervisor`)."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    Supervisor(Path(root), Supervised(uid, plural, namespace, name)).run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,125 @@
+"""An InferenceService: whether it is ready, where it answers, and a question to it."""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import requests
+
+from peftjob.errors import JobError, JobTimeoutError, NotFoundError
+
+if TYPE_CHECKING:
+    from peftjob.client import TrainingClient
+
+INFERENCE_API = ("serving.kserve.io", "v1beta1")
+POLL_S = 0.2
+READY_TIMEOUT_S = 600.0
+
+
+class Service:
+    """A handle on an InferenceService."""
+
+    def __init__(self, client: "TrainingClient", name: str, namespace: str) -> None:
+        self._client = client
+        self.name = name
+        self.namespace = namespace
+
+    def __repr__(self) -> str:
+        return f"<Service {self.namespace}/{self.name}: {self.url or 'not ready'}>"
+
+    def object(self) -> dict[str, Any]:
+        """The InferenceService as the API has it. Raises NotFoundError where there is none."""
+        from kubernetes.client import ApiException
+
+        try:
+            found: dict[str, Any] = self._client.custom_api.get_namespaced_custom_object(
+                *INFERENCE_API, self.namespace, "inferenceservices", self.name
+            )
+        except ApiException as err:
+            if err.status != 404:
+                raise
+            raise NotFoundError(
+                f"no InferenceService {self.name!r} in namespace {self.namespace!r}; "
+                "`peftjob serve JOB` starts one"
+            ) from err
+        return found
+
+    @property
+    def url(self) -> str | None:
+        """Where it answers; None until it is ready."""
+        body = self.object()
+        return str(body["status"]["url"]) if self._condition(body) else None
+
+    def wait(self, *, timeout_s: float = READY_TIMEOUT_S) -> str:
+        """Wait until the server answers and return its URL.
+
+        Raises:
+            JobError: the server ended, with its own last words.
+            JobTimeoutError: it was not ready in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            body = self.object()
+            if self._condition(body):
+                return str(body["status"]["url"])
+            reason, message = self._why_not(body)
+            if reason in ("CrashLoopBackOff", "ErrImagePull", "InvalidPod"):
+                text = message.removeprefix("error: ")
+                raise JobError(f"the server {self.name!r} does not start: {text}")
+            if time.monotonic() > deadline:
+                raise JobTimeoutError(
+                    f"the server {self.name!r} is not ready after {timeout_s:g} s: "
+                    f"{message or 'no word from it'}"
+                )
+            time.sleep(POLL_S)
+
+    def ask(self, question: str, *, model: str, max_tokens: int = 256) -> str:
+        """One answer, greedily decoded.
+
+        Args:
+            model: The name of an adapter, or of the base model.
+
+        Raises:
+            JobError: the server is not ready, or refused the question.
+        """
+        url = self.url
+        if url is None:
+            raise JobError(f"the server {self.name!r} is not ready yet; wait() for it")
+        body = {
+            "model": model,
+            "messages": [{"role": "user", "content": question}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+        }
+        try:
+            answer = requests.post(f"{url}/openai/v1/chat/completions", json=body, timeout=(5, 600))
+            data = answer.json()
+        except requests.RequestException as err:
+            raise JobError(f"the server {self.name!r} at {url} does not answer: {err}") from err
+        if "error" in data:
+            raise JobError(f"the server {self.name!r} refused: {data['error']['message']}")
+        return str(data["choices"][0]["message"]["content"])
+
+    def stop(self, *, timeout_s: float = 60.0) -> None:
+        """Delete the InferenceService; on a local cluster, wait until its process has ended."""
+        name, namespace = self.name, self.namespace
+        self.object()
+        self._client.custom_api.delete_namespaced_custom_object(
+            *INFERENCE_API, namespace, "inferenceservices", name
+        )
+        deadline = time.monotonic() + timeout_s
+        while self._client.cluster is not None and time.monotonic() < deadline:
+            selector = f"serving.kserve.io/inferenceservice={name}"
+            pods = self._client.core_api.list_namespaced_pod(namespace, label_selector=selector)
+            if not pods.items:
+                return
+            time.sleep(POLL_S)
+
+    def _condition(self, body: dict[str, Any]) -> bool:
+        conditions = (body.get("status") or {}).get("conditions") or ()
+        return any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+
+    def _why_not(self, body: dict[str, Any]) -> tuple[str, str]:
+        for condition in (body.get("status") or {}).get("conditions") or ():
+            if condition["type"] == "PredictorReady":
+                return condition.get("reason") or "", condition.get("message") or ""
+        return "", ""

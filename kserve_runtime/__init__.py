@@ -1,0 +1,26 @@
+"""The server: one base model and its adapters, behind the OpenAI and KServe v2 protocols.
+
+`python -m kserve_runtime --model_name NAME --model_dir DIR --adapter NAME=SOURCE` loads the base
+model once, the adapters beside it, and answers each request with the adapter that its `model`
+names. It runs on the KServe SDK (data plane, model repository, REST server); the OpenAI routes are
+ours, because those of the SDK can't be imported without vLLM.
+
+    args        command line → Settings
+    sources     where the base model is; adapter SOURCE → folder and digest
+    listener    the socket
+    engine      the Protocol of an engine, and the values that pass through it
+    transformers_engine    the engine on transformers: its thread and its batch
+        base_model, adapter_files    folders → a model, and checked LoRA weights
+        lora        many adapters in one batch
+        kv_batch    keys and values of rows that join and leave
+        row, sampling, detokenizer    one request: its tokens, their choice, their text
+    tokenizer   text and messages → tokens
+    schemas, prompts    the OpenAI protocol's requests → the engine's
+    streams, answers    the engine's chunks → the OpenAI protocol's answers
+    catalogue, errors, openai_routes    names, errors and routes of the OpenAI protocol
+    server      KServe's server with our routes; readiness, drain
+
+It must not train, must not write to the model's folder, and must not load pickled weights.
+May import peftjob.{contract,errors,spec,oci} and provider; never peftjob.client, peftjob.local,
+peftjob.cli or llm_trainer. Importing the package loads nothing.
+"""

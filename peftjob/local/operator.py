@@ -211,13 +211,13 @@ def plan(job: Body, pods: dict[str, Body], address: Address, now: str, restarts:
         conditions.turn_off("Suspended", "is resumed.", reason="Resumed")
         out.events.append(("Normal", "PyTorchJobResumed", conditions.text("is resumed.")))
     status.setdefault("startTime", now)
-    if failure := _limit_passed(job, pods, now, restarts):
+    if failure := _limit_passed(job, pods, now):
         conditions.add("Failed", failure, qualified=False)
         status["completionTime"] = now
         out.events.append(conditions.newest_event("Warning"))
         out.delete = _to_clean(run_policy.get("cleanPodPolicy") or "None", pods)
         return out
-    _reconcile(job, pods, address, conditions, out)
+    _reconcile(job, pods, address, conditions, out, restarts)
     if conditions.finished:
         status["completionTime"] = now
         out.create = []
@@ -226,7 +226,12 @@ def plan(job: Body, pods: dict[str, Body], address: Address, now: str, restarts:
 
 
 def _reconcile(
-    job: Body, pods: dict[str, Body], address: Address, conditions: "_Conditions", out: Plan
+    job: Body,
+    pods: dict[str, Body],
+    address: Address,
+    conditions: "_Conditions",
+    out: Plan,
+    restarts: int,
 ) -> None:
     counts: dict[str, Body] = {}
     failed_for_good: dict[str, int] = {}
@@ -260,6 +265,13 @@ def _reconcile(
         conditions.add("Failed", f"is failed because {number} {kind} replica(s) failed.")
         out.events.append(conditions.newest_event("Warning"))
         return
+    limit = (job["spec"].get("runPolicy") or {}).get("backoffLimit")
+    if restarting and limit is not None and restarts + out.restarted > limit:
+        # The pods stay, so that their logs and last words do.
+        out.delete = []
+        conditions.add("Failed", _limit_message(job), qualified=False)
+        out.events.append(conditions.newest_event("Warning"))
+        return
     if restarting:
         kind = next(iter(restarting))
         text = f"is restarting because {restarting[kind]} {kind} replica(s) failed."
@@ -289,7 +301,12 @@ def _is_retryable(code: int | None) -> bool:
     return code is None or code >= RESTARTABLE_EXIT_CODE
 
 
-def _limit_passed(job: Body, pods: dict[str, Body], now: str, restarts: int) -> str | None:
+def _limit_message(job: Body) -> str:
+    name = job["metadata"]["name"]
+    return f"Job {name} has failed because it has reached the specified backoff limit"
+
+
+def _limit_passed(job: Body, pods: dict[str, Body], now: str) -> str | None:
     run_policy = job["spec"].get("runPolicy") or {}
     name = job["metadata"]["name"]
     limit = run_policy.get("backoffLimit")
@@ -303,8 +320,8 @@ def _limit_passed(job: Body, pods: dict[str, Body], now: str, restarts: int) -> 
             + pod["status"].get("containerStatuses", [])
         )
         passed = in_place > 0 if limit == 0 else in_place >= limit
-        if passed or restarts > limit:
-            return f"Job {name} has failed because it has reached the specified backoff limit"
+        if passed:
+            return _limit_message(job)
     deadline, started = (
         run_policy.get("activeDeadlineSeconds"),
         job.get("status", {}).get("startTime"),
@@ -318,6 +335,11 @@ def seconds_since_end(job: Body, now: str) -> float | None:
     """Seconds since the job's completionTime; None where it has none."""
     end = (job.get("status") or {}).get("completionTime")
     return _seconds_between(end, now) if end else None
+
+
+def has_failed(status: Body) -> bool:
+    conditions = status.get("conditions") or ()
+    return any(c["type"] == "Failed" and c["status"] == "True" for c in conditions)
 
 
 def is_finished(job: Body) -> bool:

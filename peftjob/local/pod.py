@@ -76,6 +76,8 @@ class PodRunner:
     ) -> None:
         """Begin a pod; `restarts` are those of its containers so far, by name."""
         self.pod = pod
+        self.written: Body | None = None
+        """The status that was last written down."""
         self.folder = pod_folder(machine.root, pod)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._machine = machine
@@ -91,7 +93,7 @@ class PodRunner:
         self._initialized = False
         self._waiting: NotReadyError | None = None
         self._phase = "Pending"
-        self._terminating_since: float | None = None
+        self._terminating = False
         self._probe = Probe(spec["containers"][0])
 
     @property
@@ -109,18 +111,18 @@ class PodRunner:
 
     def terminate(self) -> None:
         """Ask every process to end; the shim makes them after the grace period."""
-        if self._terminating_since is None:
-            self._terminating_since = time.monotonic()
+        if not self._terminating and self.alive:
             self._event("Normal", "Killing", "Stopping containers")
-        for slot in (*self._init, *self._main):
-            if slot.run:
-                slot.run.terminate()
+        if not self._terminating:
+            for run in self.runs():
+                run.terminate()
+        self._terminating = True
 
     def step(self) -> Body:
         """Look after the containers; returns the pod's status."""
         for slot in (*self._init, *self._main):
             self._reap(slot)
-        if self._terminating_since is not None:
+        if self._terminating:
             if not self.alive and self._phase not in ("Succeeded", "Failed"):
                 self._phase = "Failed"
         elif self._phase not in ("Succeeded", "Failed"):
@@ -217,7 +219,7 @@ class PodRunner:
         slot.run = None
         code = state["terminated"]["exitCode"]
         is_init = slot in self._init
-        again = self._terminating_since is None and (
+        again = not self._terminating and (
             (self._policy == "Always" and not (is_init and code == 0))
             or (self._policy == "OnFailure" and code != 0)
         )

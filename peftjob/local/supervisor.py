@@ -26,6 +26,8 @@ from peftjob.local.store import ApiError, Body, Store, Supervised, now
 from peftjob.local.volumes import Volumes
 
 POLL_S = 0.05
+LOOK_AGAIN_S = 1.0
+"""Deadlines and times to live pass without anything being written."""
 OWNERS = {
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
@@ -51,26 +53,36 @@ class Supervisor:
 
     def run(self) -> None:
         """Look after the job until it needs it no more."""
-        adopted = False
+        if self._job() is not None:
+            self._adopt()
+        seen, look_again_at = -1, 0.0
         while True:
-            job = self._job()
-            if job is None:
-                if self._remove_everything():
-                    self._store.set_done(self._work.uid, done=True)
+            moved = self._step_runners()
+            version = self._store.version()
+            if moved or version != seen or time.monotonic() > look_again_at:
+                seen, look_again_at = version, time.monotonic() + LOOK_AGAIN_S
+                if self._look():
                     return
-            else:
-                if not adopted:
-                    self._adopt()
-                    adopted = True
-                self._step_pods()
-                self._apply(job, self._plan(job))
-                if self._nothing_left(job):
-                    self._store.set_done(self._work.uid, done=True)
-                    # A change may have come between the look and the note: then go on.
-                    if self._job() == self._job_as_known:
-                        return
-                    self._store.set_done(self._work.uid, done=False)
             time.sleep(POLL_S)
+
+    def _look(self) -> bool:
+        """Bring the job a step further; whether nothing is left to do for it."""
+        self._end_strays()
+        job = self._job()
+        if job is None:
+            done = self._remove_everything()
+        else:
+            self._end_deleted_pods()
+            self._apply(job, self._plan(job))
+            done = self._nothing_left(job)
+        if not done:
+            return False
+        self._store.set_done(self._work.uid, done=True)
+        # A change may have come between the look and the note: then there is more to do.
+        if job is None or self._job() == self._job_as_known:
+            return True
+        self._store.set_done(self._work.uid, done=False)
+        return False
 
     def _job(self) -> Body | None:
         work = self._work
@@ -85,23 +97,27 @@ class Supervisor:
     def _pods(self) -> dict[str, Body]:
         return {pod["metadata"]["name"]: pod for pod in self._store.owned("pods", self._work.uid)}
 
-    def _step_pods(self) -> None:
-        pods = self._pods()
-        for name, runner in list(self._runners.items()):
-            pod = pods.get(name)
-            if pod and pod["metadata"].get("deletionTimestamp"):
-                runner.terminate()
+    def _step_runners(self) -> bool:
+        """Look after the processes and write down what changed; whether anything did."""
+        moved = False
+        for name, runner in self._runners.items():
             status = runner.step()
-            if pod is None:
-                continue
-            if pod["metadata"].get("deletionTimestamp") and not runner.alive:
-                self._remove_pod(name)
-            elif status != pod.get("status"):
+            if status != runner.written:
+                runner.written = status
                 self._write("pods", name, partial(_set_status, status=status))
-        for name, pod in pods.items():
-            if pod["metadata"].get("deletionTimestamp") and name not in self._runners:
-                self._remove_pod(name)
-        self._end_strays()
+                moved = True
+        return moved
+
+    def _end_deleted_pods(self) -> None:
+        for name, pod in self._pods().items():
+            if not pod["metadata"].get("deletionTimestamp"):
+                continue
+            runner = self._runners.get(name)
+            if runner and runner.alive:
+                runner.terminate()
+            else:
+                self._runners.pop(name, None)
+                self._store.delete("pods", self._work.namespace, name)
 
     def _apply(self, job: Body, plan: Plan) -> None:
         self._restarts += plan.restarted
@@ -115,6 +131,11 @@ class Supervisor:
         for pod in plan.create:
             self._create(job, pod)
         self._job_as_known = self._job()
+        if operator.has_failed(plan.status):
+            # In a cluster, replicas that are left run on (cleanPodPolicy None): on one machine
+            # nobody would notice. Their pods and logs stay.
+            for runner in self._runners.values():
+                runner.terminate()
 
     def _create(self, job: Body, pod: Body) -> None:
         name = pod["metadata"]["name"]
@@ -203,7 +224,7 @@ class Supervisor:
         for name, pod in self._pods().items():
             if not pod["metadata"].get("deletionTimestamp"):
                 self._write("pods", name, _mark_deleted)
-        self._step_pods()
+        self._end_deleted_pods()
         if self._pods() or any(runner.alive for runner in self._runners.values()):
             return False
         for plural in DEPENDENTS:
@@ -214,15 +235,6 @@ class Supervisor:
                     self._volumes.remove_claim(metadata["namespace"], metadata["name"])
         shutil.rmtree(self._root / "jobs" / self._work.uid, ignore_errors=True)
         return True
-
-    def _remove_pod(self, name: str) -> None:
-        runner = self._runners.get(name)
-        if runner and runner.alive:
-            return
-        self._runners.pop(name, None)
-        pod = self._store.find("pods", self._work.namespace, name)
-        if pod is not None:
-            self._store.delete("pods", self._work.namespace, name)
 
     def _write(self, plural: str, name: str, edit: Callable[[Body], object]) -> None:
         """Edit an object in place; one that was deleted meanwhile is left so."""

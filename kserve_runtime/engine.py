@@ -1,0 +1,141 @@
+"""What an engine is: requests go in, chunks of an answer come out, token by token.
+
+The routes know this Protocol and nothing of what stands behind it. May import peftjob.errors.
+"""
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+FinishReason = Literal["stop", "length"]
+
+
+class EngineBusyError(Exception):
+    """The queue is full; the same request may be taken later."""
+
+
+class EngineFailedError(Exception):
+    """The engine met an error of its own while it worked on a request."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    """How tokens are chosen and when to end."""
+
+    max_tokens: int
+    """Tokens to generate at most; 0 only scores the prompt."""
+    temperature: float = 0.0
+    """0 takes the likeliest token (greedy)."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 means all."""
+    seed: int | None = None
+    """The same seed gives the same answer, whatever else is in the batch. None is random."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; they are not part of it."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer; counted, not shown."""
+    logprobs: int | None = None
+    """Alternatives to report for each token, with its own log-probability; None reports none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A prompt, the adapter to answer with, and how."""
+
+    prompt: tuple[int, ...]
+    adapter: str | None
+    """Name of a loaded adapter; None is the base model."""
+    sampling: Sampling
+    prompt_logprobs: bool = False
+    """Score the prompt's tokens too; they come in the first chunk."""
+    continues_text: bool = False
+    """The answer continues the prompt's text, so that a leading space counts (completions)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token and how likely the model found it."""
+
+    id: int
+    logprob: float | None
+    """Natural logarithm; None for the first token of a prompt, which nothing precedes."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The likeliest tokens at this place, best first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """A piece of an answer. The last one has a finish reason."""
+
+    text: str = ""
+    """Whole characters only."""
+    new_tokens: int = 0
+    """Tokens generated since the last chunk, the one that ends the answer included."""
+    tokens: tuple[ScoredToken, ...] = ()
+    """Those tokens without an ending one; empty unless log-probabilities were asked for."""
+    prompt_tokens: tuple[ScoredToken, ...] = ()
+    finish_reason: FinishReason | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterInfo:
+    """A loaded adapter."""
+
+    name: str
+    rank: int
+    """The highest of its modules' ranks."""
+    modules: int
+    """Number of projections that it changes."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Capacity:
+    """What an engine can take."""
+
+    context_tokens: int
+    """Prompt and answer together."""
+    batch_rows: int
+    """Requests that run at once."""
+    queue_rows: int
+    """Requests that may wait."""
+    default_sampling: dict[str, float] = field(default_factory=dict)
+    """temperature, top_p and top_k that the model's own generation config recommends."""
+
+
+class Engine(Protocol):
+    """A base model with adapters. Safe to call from any thread or event loop."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    def adapters(self) -> tuple[AdapterInfo, ...]:
+        """The loaded adapters, in the order in which they were loaded."""
+        ...
+
+    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
+        """Load the adapter in `folder` under `name`, all or nothing.
+
+        Raises:
+            ModelError: it is no adapter, doesn't fit the base model, or can't be mixed.
+            ConflictError: the name is taken.
+        """
+        ...
+
+    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+        """Answer a request. Closing the iterator frees its place in the batch.
+
+        Raises:
+            EngineBusyError: the queue is full.
+            EngineFailedError: the engine failed.
+        """
+        ...
+
+    def healthy(self) -> bool:
+        """Whether the engine is running and takes requests."""
+        ...
+
+    def close(self) -> None:
+        """Stop, fail what is running, and wait for the engine's thread to end."""
+        ...

@@ -1,0 +1,153 @@
+"""Requests of the OpenAI protocol → requests of an engine, with every limit checked."""
+
+from dataclasses import dataclass, replace
+
+from kserve_runtime.engine import Capacity, Request, Sampling
+from kserve_runtime.errors import ApiError, context_exceeded
+from kserve_runtime.schemas import ChatCompletionRequest, CompletionRequest
+from kserve_runtime.tokenizer import PromptError, PromptTokenizer
+
+DEFAULT_TEMPERATURE = 1.0
+"""OpenAI's, where the model's generation config recommends none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt of a completion."""
+
+    text: str
+    tokens: list[int]
+
+
+class PromptReader:
+    """Reads requests for one base model."""
+
+    def __init__(
+        self, capacity: Capacity, tokenizer: PromptTokenizer, *, max_new_tokens: int
+    ) -> None:
+        """`max_new_tokens`: the server's limit on an answer's length."""
+        self._capacity = capacity
+        self._tokenizer = tokenizer
+        self._max_new_tokens = max_new_tokens
+
+    def from_chat(self, body: ChatCompletionRequest, adapter: str | None) -> list[Request]:
+        """One request a choice.
+
+        Raises:
+            ApiError: 400, with what is wrong.
+        """
+        messages = [message.to_template() for message in body.messages]
+        try:
+            tokens = self._tokenizer.encode_chat(messages, adapter)
+        except PromptError as err:
+            raise ApiError(400, str(err), param="messages") from err
+        self._check_prompt(tokens, "messages")
+        wanted = body.max_completion_tokens or body.max_tokens
+        sampling = self._sampling(
+            body,
+            self._check_max_tokens(wanted),
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            stop_token_ids=self._tokenizer.turn_ends(adapter),
+        )
+        return [
+            Request(prompt=tuple(tokens), adapter=adapter, sampling=_nth(sampling, choice))
+            for choice in range(body.n)
+        ]
+
+    def from_completion(
+        self, body: CompletionRequest, adapter: str | None
+    ) -> tuple[list[Prompt], list[Request]]:
+        """The prompts, and `n` requests for each of them.
+
+        Raises:
+            ApiError: 400, with what is wrong.
+        """
+        prompts = [self._read_prompt(prompt, body) for prompt in body.prompts]
+        sampling = self._sampling(
+            body,
+            self._check_max_tokens(body.max_tokens),
+            logprobs=body.logprobs,
+            stop_token_ids=frozenset(),
+        )
+        requests = [
+            Request(
+                prompt=tuple(prompt.tokens),
+                adapter=adapter,
+                sampling=_nth(sampling, choice),
+                prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+                continues_text=True,
+            )
+            for prompt in prompts
+            for choice in range(body.n)
+        ]
+        return prompts, requests
+
+    def _read_prompt(self, prompt: str | list[int], body: CompletionRequest) -> Prompt:
+        if isinstance(prompt, str):
+            tokens = self._tokenizer.encode(prompt, special_tokens=body.add_special_tokens)
+            text = prompt
+        else:
+            tokens = prompt
+            unknown = next((t for t in tokens if t >= self._tokenizer.vocab_size), None)
+            if unknown is not None:
+                raise ApiError(
+                    400,
+                    f"prompt: token {unknown} is not in the vocabulary, which has "
+                    f"{self._tokenizer.vocab_size} tokens",
+                    param="prompt",
+                )
+            text = self._tokenizer.decode_all(tokens)
+        # Scoring alone leaves the whole context to the prompt.
+        self._check_prompt(tokens, "prompt", room=0 if body.max_tokens == 0 else 1)
+        return Prompt(text, tokens)
+
+    def _check_prompt(self, tokens: list[int], param: str, *, room: int = 1) -> None:
+        if not tokens:
+            raise ApiError(400, f"{param}: holds no tokens", param=param)
+        if len(tokens) + room > self._capacity.context_tokens:
+            raise context_exceeded(len(tokens), self._capacity.context_tokens, param=param)
+
+    def _check_max_tokens(self, wanted: int | None) -> int:
+        if wanted is None:
+            return self._max_new_tokens
+        if wanted > self._max_new_tokens:
+            raise ApiError(
+                400,
+                f"max_tokens: {wanted} is more than the {self._max_new_tokens} tokens that this "
+                "server generates at most",
+                param="max_tokens",
+            )
+        return wanted
+
+    def _sampling(
+        self,
+        body: ChatCompletionRequest | CompletionRequest,
+        max_tokens: int,
+        *,
+        logprobs: int | None,
+        stop_token_ids: frozenset[int],
+    ) -> Sampling:
+        """The request's own values win, then the model's generation config, then OpenAI's."""
+        own = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+        values = {
+            "temperature": DEFAULT_TEMPERATURE,
+            "top_p": 1.0,
+            "top_k": 0,
+            **self._capacity.default_sampling,
+            **{name: value for name, value in own.items() if value is not None},
+        }
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=values["temperature"],
+            top_p=values["top_p"],
+            top_k=max(0, int(values["top_k"])),
+            seed=body.seed,
+            stop=body.stops,
+            stop_token_ids=stop_token_ids,
+            logprobs=logprobs,
+        )
+
+
+def _nth(sampling: Sampling, choice: int) -> Sampling:
+    """Each choice draws with a seed of its own."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + choice)

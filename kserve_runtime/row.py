@@ -1,0 +1,84 @@
+"""A request on its way through the batch: what it has so far, and when it ends."""
+
+from collections.abc import Callable, Sequence
+
+from kserve_runtime.detokenizer import Decode, Detokenizer, StopTexts
+from kserve_runtime.engine import (
+    Chunk,
+    EngineFailedError,
+    FinishReason,
+    Request,
+    ScoredToken,
+)
+from kserve_runtime.sampling import make_generator
+
+CONTEXT_TOKENS = 5
+"""Prompt tokens that decide how the first token of a continuation is spelt."""
+
+
+class Row:
+    """The state of one running request. The engine's thread owns it, except for `cancelled`."""
+
+    def __init__(
+        self,
+        request: Request,
+        eos_token_ids: frozenset[int],
+        decode: Decode,
+        deliver: Callable[[Chunk | Exception], None],
+    ) -> None:
+        self.request = request
+        self.generator = make_generator(request.sampling.seed)
+        self.last_token = -1
+        self.finished = False
+        self.cancelled = False
+        """Set from any thread when nobody waits for the answer any more."""
+        self._ends = eos_token_ids | request.sampling.stop_token_ids
+        context = request.prompt[-CONTEXT_TOKENS:] if request.continues_text else ()
+        self._text = Detokenizer(decode, context)
+        self._stops = StopTexts(request.sampling.stop)
+        self._deliver = deliver
+        self._count = 0
+
+    def show_prompt(self, tokens: Sequence[ScoredToken]) -> None:
+        """Deliver the prompt's scores."""
+        self._deliver(Chunk(prompt_tokens=tuple(tokens)))
+
+    def take(self, token: int, scored: ScoredToken | None, *, room: int) -> None:
+        """Take the next token; `room` is what the context has beside the prompt."""
+        self.last_token = token
+        self._count += 1
+        if token in self._ends:
+            self.end("stop", new_tokens=1)
+            return
+        text = self._stops.push(self._text.push(token))
+        tokens = () if scored is None else (scored,)
+        if self._stops.found:
+            self._finish(Chunk(text=text, new_tokens=1, tokens=tokens, finish_reason="stop"))
+        elif self._count >= min(self.request.sampling.max_tokens, room):
+            self.end("length", text=text, new_tokens=1, tokens=tokens)
+        else:
+            self._deliver(Chunk(text=text, new_tokens=1, tokens=tokens))
+
+    def end(
+        self,
+        reason: FinishReason,
+        *,
+        text: str = "",
+        new_tokens: int = 0,
+        tokens: tuple[ScoredToken, ...] = (),
+    ) -> None:
+        """Deliver the last chunk, with the text that was held back."""
+        text += self._stops.push(self._text.finish())
+        if self._stops.found:
+            reason = "stop"
+        text += self._stops.finish()
+        self._finish(Chunk(text=text, new_tokens=new_tokens, tokens=tokens, finish_reason=reason))
+
+    def fail(self, reason: str) -> None:
+        """Deliver an error instead of the rest."""
+        self.finished = True
+        self._deliver(EngineFailedError(reason))
+
+    def _finish(self, chunk: Chunk) -> None:
+        self.finished = True
+        self._deliver(chunk)

@@ -1,0 +1,157 @@
+"""What a provider is: it says which files a URI stands for and streams their bytes. Nothing else.
+
+Everything that all sources share lives once in provider.transfer: safe names, writing beside and
+renaming, resuming, digests, permissions, progress, disk space, retries. A provider of your own is
+a module (or an object) with one function, registered in the entry point group peftjob.providers
+under the scheme it serves:
+
+    def find(request: Request) -> Listing:
+        name = request.uri.removeprefix("memo://")
+        data = lookup(name)
+        return Listing([RemoteFile(path=name, size=len(data), open=lambda start: Body([data]))])
+
+Errors: raise SourceError for what trying again won't change, Unavailable for what it may.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+from urllib.parse import urlsplit
+
+from peftjob.errors import SourceUnavailableError
+
+Kind = Literal["model", "dataset"]
+
+
+class Unavailable(SourceUnavailableError):  # noqa: N818  (reads as what it is: raise Unavailable)
+    """The source did not answer as it should just now; the caller tries again, bounded."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        """`retry_after_s` is what the source asked for; None leaves the wait to the caller."""
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a provider."""
+
+    uri: str
+    kind: Kind
+    revision: str | None = None
+    """Branch, tag or commit; None is the source's default."""
+    files: tuple[str, ...] = ()
+    """Globs of the files wanted; provider.fetch applies them to the listing."""
+    allow_private: frozenset[str] = frozenset()
+    """Hosts that may be reached although their addresses are not public."""
+    env: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    """Where a provider finds its settings and credentials."""
+    scratch: Path
+    """A folder on the destination's volume for the provider's own files, made by the provider if
+    it needs one and removed by the caller."""
+
+    @property
+    def shown(self) -> str:
+        """The URI as it may be logged: see shown()."""
+        return shown(self.uri)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The bytes of one file, as they come."""
+
+    chunks: Iterable[bytes]
+    """Closed by the reader when it has a close(), as generators have."""
+    start: int = 0
+    """Offset of the first byte of `chunks`: 0 where the source can't begin in the middle."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteFile:
+    """One file of a source, and what is known about it beforehand."""
+
+    path: str
+    """Relative, with '/' between its parts."""
+    open: Callable[[int], Body]
+    """Open for reading, if possible at the given offset."""
+    size: int | None = None
+    """Bytes."""
+    sha256: str | None = None
+    """Expected digest, in hex."""
+    git_oid: str | None = None
+    """Expected git blob id (SHA-1 over a header and the content), in hex."""
+    version: str | None = None
+    """Changes when the content does (ETag, modification time). A file with neither digest nor
+    version is never resumed, because what is there already may be of another content."""
+    take: Path | None = None
+    """A regular file under Request.scratch to be moved into place instead of being read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The files that a URI stands for."""
+
+    files: Sequence[RemoteFile]
+    revision: str | None = None
+    """The commit that the requested revision stood for; None where there are no commits."""
+    folder: bool = False
+    """True for a folder or repository, of which only what a model or a dataset needs is fetched
+    (provider.selection) when the request names no files. False fetches all that is listed."""
+
+
+class Provider(Protocol):
+    """A module or an object that serves one scheme."""
+
+    def find(self, request: Request) -> Listing:
+        """List what is behind `request.uri`, without fetching content."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A fetched file."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What provider.fetch has put into a folder."""
+
+    uri: str
+    """Without what may be secret in it: see shown()."""
+    revision: str | None
+    """Commit, where the source has commits."""
+    digest: str
+    """sha256:… over the sorted lines `sha256  size  path` of the files."""
+    files: tuple[FileRecord, ...]
+    """Sorted by path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """How far a fetch is."""
+
+    uri: str
+    path: str
+    """Of the file under way."""
+    done_bytes: int
+    """Of all files, resumed bytes included."""
+    total_bytes: int | None
+    """Of all files; None where a size is unknown beforehand."""
+    done_files: int
+    total_files: int
+
+
+def shown(uri: str) -> str:
+    """The URI without user, password, query and fragment: these may hold keys and signatures."""
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        return uri.partition("?")[0].partition("#")[0]
+    host = parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else parts.netloc
+    return f"{parts.scheme}://{host}{parts.path}"

@@ -1,0 +1,82 @@
+"""fetch: from a URI to a folder. May import everything else in provider, and peftjob.errors."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from provider import selection, table
+from provider.addresses import allowed_hosts
+from provider.base import Fetched, Kind, Listing, RemoteFile, Request
+from provider.download import provider_errors
+from provider.retry import retried
+from provider.staging import Staging
+from provider.transfer import OnProgress, local_errors, transfer
+
+
+def fetch(
+    uri: str,
+    dest: Path,
+    *,
+    kind: Kind,
+    revision: str | None = None,
+    files: Sequence[str] = (),
+    progress: OnProgress | None = None,
+    allow_private: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Fetched:
+    """Bring what `uri` names to the folder `dest`, which is replaced when all of it is there.
+
+    Args:
+        uri: scheme://…; provider.providers() says which schemes there are.
+        dest: a folder that is absent or may be replaced; its parent is where the bytes gather.
+        kind: what the files are for, which decides what is taken of a folder or repository.
+        revision: branch, tag or commit, where the source has such; None is its default.
+        files: globs relative to the source, `**` crossing folders; given, they alone decide.
+        progress: called for every chunk that has arrived.
+        allow_private: hosts of http(s) URLs that may be at addresses that are not public, besides
+            those in PEFTJOB_ALLOW_PRIVATE.
+        env: settings and credentials of providers (HF_ENDPOINT, HF_TOKEN); None is os.environ.
+
+    Raises:
+        SourceError: the source is not there, not allowed, or not what it should be.
+        SourceUnavailableError: the source did not answer, after bounded retries. What has arrived
+            is kept beside `dest`, and the same call goes on from there.
+        PermanentError: `dest` can't be written, or has no space.
+    """
+    env = os.environ if env is None else env
+    staging = Staging(dest)
+    request = Request(
+        uri=uri,
+        kind=kind,
+        revision=revision,
+        files=tuple(files),
+        allow_private=allowed_hosts(allow_private, env),
+        env=env,
+        scratch=staging.scratch,
+    )
+    provider = table.provider_for(uri)
+
+    def find() -> Listing:
+        with provider_errors(request.shown):
+            return provider.find(request)
+
+    try:
+        listing = retried(find)
+        chosen = _selected(listing, request)
+        return transfer(listing, chosen, request=request, staging=staging, on_progress=progress)
+    finally:
+        with local_errors(dest):
+            staging.clear_scratch()
+
+
+def _selected(listing: Listing, request: Request) -> list[RemoteFile]:
+    wanted = set(
+        selection.select(
+            [file.path for file in listing.files],
+            kind=request.kind,
+            globs=request.files,
+            folder=listing.folder,
+            source=request.shown,
+        )
+    )
+    return [file for file in listing.files if file.path in wanted]

@@ -1,0 +1,114 @@
+"""Fill the volume: fetch what is not there yet, then say that all is there.
+
+May import peftjob.errors, provider and storage_initializer.{inputs,workspace}.
+"""
+
+import logging
+import time
+from collections.abc import Mapping
+
+from peftjob.errors import SourceError
+from provider import Fetched, Transfer, fetch
+from provider.base import shown
+from provider.selection import matches
+from provider.transfer import local_errors
+from storage_initializer.inputs import Input, Inputs
+from storage_initializer.workspace import Workspace
+
+PROGRESS_EVERY_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+def fill(workspace: Workspace, inputs: Inputs, env: Mapping[str, str]) -> None:
+    """Bring every input to its folder; the marker is removed first and written last.
+
+    An input that is there already, from the same source, is neither fetched nor asked for.
+
+    Raises:
+        SourceError: an input can't be had.
+        SourceUnavailableError: a source does not answer; what has arrived is kept.
+        PermanentError: the volume can't be written, or is full.
+    """
+    with local_errors(workspace.root), workspace.lock():
+        workspace.clear_failure()
+        for item in inputs:
+            if workspace.has(item):
+                log.info("%s: %s is there already", item.kind, shown(item.uri))
+                continue
+            workspace.forget(item)
+            fetched = _fetch(item, workspace, env)
+            workspace.record(item, fetched)
+        workspace.mark_ready(inputs)
+    log.info("all inputs are in %s", workspace.root)
+
+
+def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched:
+    log.info("%s: fetching %s", item.kind, shown(item.uri))
+    progress = _ProgressLog(item.kind)
+    fetched = fetch(
+        item.uri,
+        workspace.folder(item),
+        kind=item.kind,
+        revision=item.revision,
+        files=item.files,
+        progress=progress,
+        env=item.env(env),
+    )
+    for glob in item.eval_files:
+        if not any(matches(record.path, glob) for record in fetched.files):
+            names = ", ".join(record.path for record in fetched.files[:5])
+            raise SourceError(
+                f"dataset.eval_files: {glob!r} matches none of the {len(fetched.files)} files of "
+                f"{fetched.uri} ({names}); correct the glob"
+            )
+    size = sum(record.size for record in fetched.files)
+    log.info(
+        "%s: %d files, %s in %.0f s, %s",
+        item.kind,
+        len(fetched.files),
+        _bytes(size),
+        progress.seconds,
+        fetched.digest,
+    )
+    return fetched
+
+
+class _ProgressLog:
+    """Says how far a fetch is, now and then."""
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._began = self._said = time.monotonic()
+        self._first_bytes: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def __call__(self, transfer: Transfer) -> None:
+        now = time.monotonic()
+        if self._first_bytes is None:
+            # What an earlier run had left does not count as speed.
+            self._first_bytes = transfer.done_bytes
+        if now - self._said < PROGRESS_EVERY_S:
+            return
+        self._said = now
+        total = "" if transfer.total_bytes is None else f" of {_bytes(transfer.total_bytes)}"
+        log.info(
+            "%s: %s%s, %d of %d files, %s/s",
+            self._kind,
+            _bytes(transfer.done_bytes),
+            total,
+            transfer.done_files,
+            transfer.total_files,
+            _bytes((transfer.done_bytes - self._first_bytes) / (now - self._began)),
+        )
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

@@ -1,0 +1,97 @@
+"""Rows of any length and adapter share a batch on other architectures than Llama too."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from kserve_runtime.base_model import load_base_model
+from kserve_runtime.engine import Request, Sampling
+from kserve_runtime.transformers_engine import TransformersEngine
+from peftjob.errors import ModelError
+
+NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+USUAL = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+}
+SLIDING = {**USUAL, "sliding_window": 8}
+TYPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128},  # Conv1D projections
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # ALiBi: positions from the mask
+    "mistral": SLIDING,
+    "gemma3_text": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3": USUAL,
+}
+
+
+def make(folder: Path, model_type: str, **config: Any) -> Path:
+    torch.manual_seed(0)
+    full = {"vocab_size": 120, "initializer_range": 0.3, **NO_ENDS, **config}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **full)).save_pretrained(
+        folder / "base"
+    )
+    return folder / "base"
+
+
+def add_adapter(base: Path, folder: Path, rank: int) -> Any:
+    """Save a random adapter and return the reference model with it."""
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base),
+        LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear"),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+
+
+def answer_together(engine: TransformersEngine, jobs: list[tuple[list[int], Any]]) -> Any:
+    async def answer(ids: list[int], adapter: str | None) -> list[int]:
+        wanted = Sampling(max_tokens=20, logprobs=0)
+        chunks = engine.generate(Request(prompt=tuple(ids), adapter=adapter, sampling=wanted))
+        return [token.id async for chunk in chunks for token in chunk.tokens]
+
+    async def answer_all() -> list[list[int]]:
+        return await asyncio.gather(*(answer(*job) for job in jobs))
+
+    return asyncio.run(answer_all())
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("model_type", TYPES)
+def test_a_mixed_batch_equals_peft_alone(model_type: str, tmp_path: Path) -> None:
+    base = make(tmp_path, model_type, **TYPES[model_type])
+    models = {None: AutoModelForCausalLM.from_pretrained(base).eval()}
+    engine = TransformersEngine(load_base_model(base, dtype="float32"), str)
+    try:
+        for name, rank in (("a", 2), ("b", 8)):
+            models[name] = add_adapter(base, tmp_path / name, rank)
+            engine.load_adapter(name, tmp_path / name)
+        jobs = [(list(range(3, 3 + n)), name) for n in (2, 19, 40) for name in models]
+
+        answers = answer_together(engine, jobs)
+    finally:
+        engine.close()
+
+    for (ids, name), answer in zip(jobs, answers, strict=True):
+        inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
+        expected = models[name].generate(**inputs, max_new_tokens=20, do_sample=False)
+        assert answer == expected[0, len(ids) :].tolist()
+
+
+def test_a_model_with_a_recurrent_state_is_refused(tmp_path: Path) -> None:
+    base = make(tmp_path, "mamba", hidden_size=32, num_hidden_layers=1)
+
+    with pytest.raises(ModelError, match="attention only"):
+        load_base_model(base, dtype="float32")

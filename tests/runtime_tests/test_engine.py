@@ -1,0 +1,140 @@
+"""The engine on its own: a full queue, failures, and its end."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kserve_runtime.base_model import BaseModel, load_base_model
+from kserve_runtime.engine import Chunk, EngineBusyError, EngineFailedError, Request, Sampling
+from kserve_runtime.tokenizer import PromptTokenizer
+from kserve_runtime.transformers_engine import TransformersEngine
+from peftjob.errors import ConflictError, ModelError
+
+
+@pytest.fixture(scope="module")
+def base(world: Any) -> BaseModel:
+    return load_base_model(world.base, dtype="float32")
+
+
+@pytest.fixture
+def engine(world: Any, base: BaseModel) -> Iterator[TransformersEngine]:
+    engine = TransformersEngine(base, PromptTokenizer(world.base).decode, batch_rows=4)
+    yield engine
+    engine.close()
+
+
+def request(world: Any, *, max_tokens: int = 8, adapter: str | None = None) -> Request:
+    ids = tuple(world.tokenizer("a pod")["input_ids"])
+    return Request(prompt=ids, adapter=adapter, sampling=Sampling(max_tokens=max_tokens))
+
+
+def collect(engine: TransformersEngine, wanted: Request) -> list[Chunk]:
+    async def read() -> list[Chunk]:
+        return [chunk async for chunk in engine.generate(wanted)]
+
+    return asyncio.run(read())
+
+
+def test_every_token_is_a_chunk(world: Any, engine: TransformersEngine) -> None:
+    chunks = collect(engine, request(world))
+
+    assert [chunk.new_tokens for chunk in chunks] == [1] * len(chunks)
+    assert [chunk.finish_reason is None for chunk in chunks] == [True] * (len(chunks) - 1) + [False]
+
+
+def test_a_full_queue_is_told(world: Any, base: BaseModel) -> None:
+    engine = TransformersEngine(base, world.tokenizer.decode, queue_rows=0)
+    try:
+        with pytest.raises(EngineBusyError, match="waiting already"):
+            collect(engine, request(world))
+    finally:
+        engine.close()
+
+
+@pytest.mark.parametrize("calls", [1, 6])
+def test_a_failing_step_ends_its_requests_and_not_the_engine(
+    world: Any, base: BaseModel, calls: int
+) -> None:
+    left = calls
+
+    def decode(ids: Any) -> str:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise RuntimeError("out of memory")
+        return str(world.tokenizer.decode(ids))
+
+    engine = TransformersEngine(base, decode)
+    try:
+        with pytest.raises(EngineFailedError, match="out of memory"):
+            collect(engine, request(world))
+
+        assert engine.healthy()
+        assert collect(engine, request(world))[-1].finish_reason
+    finally:
+        engine.close()
+
+
+def test_a_closed_engine_refuses_and_leaves_no_thread(world: Any, base: BaseModel) -> None:
+    before = threading.active_count()
+    engine = TransformersEngine(base, world.tokenizer.decode)
+
+    engine.close()
+
+    assert threading.active_count() == before
+    assert not engine.healthy()
+    with pytest.raises(EngineFailedError, match="stopped"):
+        collect(engine, request(world))
+
+
+def test_closing_ends_running_requests_with_an_error(
+    world: Any, engine: TransformersEngine
+) -> None:
+    async def read() -> None:
+        stream = engine.generate(request(world, max_tokens=200))
+        await anext(stream)
+        threading.Thread(target=engine.close).start()
+        async for _ in stream:
+            pass
+
+    with pytest.raises(EngineFailedError, match="shutting down"):
+        asyncio.run(read())
+
+
+def test_an_adapter_is_loaded_beside_running_requests(
+    world: Any, engine: TransformersEngine
+) -> None:
+    async def read() -> tuple[list[Chunk], list[Chunk]]:
+        stream = engine.generate(request(world, max_tokens=60))
+        first = [await anext(stream)]
+        await asyncio.to_thread(engine.load_adapter, "small", world.adapters["small"])
+        other = [chunk async for chunk in engine.generate(request(world, adapter="small"))]
+        return first + [chunk async for chunk in stream], other
+
+    base_chunks, adapter_chunks = asyncio.run(read())
+
+    ids = request(world).prompt
+    expected = [world.generate(ids, None, 60), world.generate(ids, "small", 8)]
+    decode = world.tokenizer.decode
+    for chunks, tokens in zip([base_chunks, adapter_chunks], expected, strict=True):
+        shown = "".join(chunk.text for chunk in chunks)
+        assert shown.startswith(decode(tokens[:4], skip_special_tokens=True))
+
+
+def test_a_refused_adapter_leaves_the_others_as_they_were(
+    world: Any, engine: TransformersEngine, tmp_path: Path
+) -> None:
+    engine.load_adapter("small", world.adapters["small"])
+    before = collect(engine, request(world, adapter="small"))
+
+    with pytest.raises(ModelError):
+        engine.load_adapter("broken", tmp_path)
+    with pytest.raises(ConflictError, match="loaded already"):
+        engine.load_adapter("small", world.adapters["large"])
+
+    assert [adapter.name for adapter in engine.adapters()] == ["small"]
+    assert collect(engine, request(world, adapter="small")) == before

@@ -1,0 +1,126 @@
+"""Errors in OpenAI's shape, so that its clients raise what they should."""
+
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+HELLO = [{"role": "user", "content": "hi"}]
+CHAT = "chat/completions"
+
+
+def post(server: Any, route: str, body: Any) -> tuple[int, dict[str, Any]]:
+    data = {"content": body} if isinstance(body, str) else {"json": body}
+    answer = httpx.post(f"{server.url}/openai/v1/{route}", timeout=20, **data)
+    error = answer.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    return answer.status_code, error
+
+
+@pytest.mark.parametrize("prefix", ["openai/v1", "v1"])
+def test_an_unknown_model_is_404_and_the_known_ones_are_named(server: Any, prefix: str) -> None:
+    client = OpenAI(base_url=f"{server.url}/{prefix}", api_key="none", max_retries=0)
+
+    with pytest.raises(openai.NotFoundError, match="tiny, small, large") as caught:
+        client.chat.completions.create(model="other", messages=HELLO)  # type: ignore[arg-type]
+
+    assert caught.value.code == "model_not_found"
+    assert caught.value.param == "model"
+
+
+def test_an_unknown_model_cannot_be_retrieved(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": HELLO, "temperature": -1}, "temperature"),
+        ({"messages": HELLO, "top_p": 0}, "top_p"),
+        ({"messages": HELLO, "max_tokens": 0}, "max_tokens"),
+        ({"messages": HELLO, "max_tokens": 201}, "max_tokens"),
+        ({"messages": HELLO, "n": 99}, "n"),
+        ({"messages": HELLO, "stop": [""]}, "stop"),
+        ({"messages": HELLO, "presence_penalty": 1}, "presence_penalty"),
+        ({"messages": HELLO, "tools": []}, "tools"),
+        ({"messages": HELLO, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages"),
+        ({}, "messages"),
+    ],
+)
+def test_a_bad_parameter_of_a_chat_is_400_and_named(server: Any, body: Any, param: str) -> None:
+    status, error = post(server, CHAT, {"model": "tiny", **body})
+
+    assert (status, error["type"], error["param"]) == (400, "invalid_request_error", param)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": [999]}, "prompt"),
+        ({"prompt": []}, "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt": "a", "max_tokens": 0}, None),
+        ({"prompt": "a", "best_of": 3}, None),
+        ({"prompt": "a", "logprobs": 99}, "logprobs"),
+    ],
+)
+def test_a_bad_parameter_of_a_completion_is_400(server: Any, body: Any, param: str | None) -> None:
+    status, error = post(server, "completions", {"model": "tiny", **body})
+
+    assert (status, error["param"]) == (400, param)
+
+
+def test_all_problems_are_told_at_once(server: Any) -> None:
+    _, error = post(server, CHAT, {"model": "tiny", "messages": HELLO, "n": 0, "seeed": 1})
+
+    assert "n: " in error["message"]
+    assert "seeed: not supported" in error["message"]
+
+
+def test_a_prompt_longer_than_the_context_is_400(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="256") as caught:
+        client.chat.completions.create(
+            model="small", messages=[{"role": "user", "content": "pod " * 300}]
+        )
+
+    assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "",
+        "{",
+        "[]",
+        '"x"',
+        "[" * 100_000,
+        '{"model": "tiny", "messages": [{"role": "user", "content": "\\ud800"}]}',
+        '{"model": "tiny", "messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
+    ],
+    ids=["empty", "cut", "list", "text", "deep", "surrogate", "nan"],
+)
+def test_a_body_that_is_no_proper_json_object_is_400(server: Any, body: str) -> None:
+    status, _ = post(server, CHAT, body)
+
+    assert status == 400
+
+
+def test_a_huge_body_is_413(server: Any) -> None:
+    status, _ = post(server, CHAT, " " * (16 * 2**20 + 1))
+
+    assert status == 413
+
+
+def test_loading_at_run_time_is_refused_rather_than_half_done(server: Any, client: OpenAI) -> None:
+    answers = [
+        httpx.post(f"{server.url}/v2/repository/models/small/{verb}", timeout=20)
+        for verb in ("load", "unload")
+    ]
+
+    assert [answer.status_code for answer in answers] == [501, 501]
+    assert "small" in [model.id for model in client.models.list().data]

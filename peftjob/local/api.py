@@ -9,6 +9,8 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -53,7 +55,7 @@ class LocalResponse:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
 
-    @property
+    @cached_property
     def data(self) -> str:
         return b"".join(self._chunks).decode(errors="replace")
 
@@ -116,7 +118,7 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
         try:
             return LocalResponse(self._answer(method, urlsplit(url).path, query, body))
         except ApiError as err:
-            failure = ApiException(status=err.status, reason=err.reason)
+            failure = ApiException(status=err.status, reason=HTTPStatus(err.status).phrase)
             failure.body = json.dumps(
                 {
                     "kind": "Status",

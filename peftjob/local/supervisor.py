@@ -122,10 +122,11 @@ class Supervisor:
     def _apply(self, job: Body, plan: Plan) -> None:
         self._restarts += plan.restarted
         name = self._work.name
-        if plan.status != (job.get("status") or {}):
-            self._write(self._work.plural, name, partial(_set_status, status=plan.status))
+        # Events first: who sees the new status must find them.
         for kind, reason, message in plan.events:
             self._event(job, kind, reason, message)
+        if plan.status != (job.get("status") or {}):
+            self._write(self._work.plural, name, partial(_set_status, status=plan.status))
         for pod_name in plan.delete:
             self._write("pods", pod_name, _mark_deleted)
         for pod in plan.create:

@@ -1,0 +1,58 @@
+"""What every test starts from: a clean environment, and no process left behind at the end."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CRDS = Path(__file__).parents[2] / "shared" / "crds"
+
+_OURS_OR_THEIRS = re.compile(
+    r"^(PEFTJOB_|HF_|HUGGING|AWS_|PET_|MASTER_|TORCHELASTIC_|(LOCAL_)?(RANK|WORLD_SIZE)$|KUBE|"
+    r"DOCKER_CONFIG|REGISTRY_AUTH_FILE|(https?|no|all)_proxy$)",
+    re.IGNORECASE,
+)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if _OURS_OR_THEIRS.match(name):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home" / "data"))
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
+    # As in CI: a test process must not take both cores for one matrix product.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_process_left() -> Iterator[None]:
+    before = _supervisors()
+    yield
+    left = _supervisors() - before
+    assert not left, f"supervisors left behind: {left}"
+
+
+def _supervisors() -> set[str]:
+    listing = subprocess.run(
+        ["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True
+    ).stdout
+    return {line for line in listing.splitlines() if "peftjob.local.supervisor" in line}
+
+
+@pytest.fixture(scope="session")
+def crds() -> Path:
+    """The folder of real CustomResourceDefinitions, beside the checkout."""
+    if not CRDS.is_dir():
+        pytest.skip(f"the CRDs are not at {CRDS}")
+    return CRDS
+
+
+@pytest.fixture(scope="session")
+def python() -> str:
+    return sys.executable

@@ -184,8 +184,11 @@ def _volumes(spec: PeftJobSpec, *, master: bool) -> list[Object]:
 
 
 def _common_env(spec: PeftJobSpec) -> list[Object]:
+    # Variables are the pod's, not the job's: repeated in the spec they would be published with the
+    # adapter, whose lineage the spec is.
+    described = spec.model_copy(update={"env": (), "init_env": ()})
     return [
-        {"name": contract.SPEC_ENV, "value": _escaped(spec.to_json())},
+        {"name": contract.SPEC_ENV, "value": _escaped(described.to_json())},
         {"name": contract.WORKSPACE_ENV, "value": contract.WORKSPACE},
         {"name": "HOME", "value": "/tmp"},
     ]

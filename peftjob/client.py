@@ -151,6 +151,10 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             ConflictError, JobError: as `train` does.
         """
         namespace = spec.namespace
+        if self._job_uid(spec.name, namespace):
+            raise ConflictError(
+                f"a job {spec.name!r} is there already; choose another name or delete it first"
+            )
         claims = [c for c in manifest.render_claims(spec) if self._needed(c)]
         if spec.queue_name:
             self._check_queue_exists(spec.queue_name, namespace)
@@ -249,7 +253,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                     return True
                 raise _refused("PersistentVolumeClaim", name, err) from err
             owners = found.metadata.owner_references or ()
-            if not owners or any(self._exists(owner, namespace) for owner in owners):
+            if not owners or any(self._job_uid(o.name, namespace) == o.uid for o in owners):
                 break
             # Left from a deleted job: the cluster is about to remove it.
             if time.monotonic() > deadline:
@@ -265,14 +269,17 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             f"storage=Storage(mode='existing', claim={name!r})"
         )
 
-    def _exists(self, owner: Any, namespace: str) -> bool:
+    def _job_uid(self, name: str, namespace: str) -> str | None:
+        """The uid of the job of that name; None where there is none."""
         try:
             found = self.custom_api.get_namespaced_custom_object(
-                constants.GROUP, constants.VERSION, namespace, "pytorchjobs", owner.name
+                constants.GROUP, constants.VERSION, namespace, "pytorchjobs", name
             )
-        except ApiException:
-            return False
-        return bool(found["metadata"]["uid"] == owner.uid)
+        except ApiException as err:
+            if err.status == 404:
+                return None
+            raise _refused("PyTorchJob", name, err) from err
+        return str(found["metadata"]["uid"])
 
 
 def _refused(kind: str, name: str, err: ApiException) -> ConflictError | JobError:

@@ -1,0 +1,37 @@
+"""The whole way on a toy model: a cluster, a base model and a dataset on disk."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftjob import DatasetSource, TrainerParams
+from tests.local_tests.conftest import Cluster
+from tests.trainer_tests.conftest import chats, model_dir, tokenizer, write_jsonl
+
+__all__ = ["model_dir", "tokenizer"]
+
+QUICK = TrainerParams.model_validate(
+    {
+        "method": {"r": 4, "lora_alpha": 8},
+        "training": {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1},
+    }
+)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    made = Cluster(tmp_path / "cluster")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> DatasetSource:
+    """16 rows to train on and 4 held out."""
+    folder = tmp_path / "dataset"
+    rows: list[Any] = chats(20)
+    write_jsonl(folder / "train.jsonl", rows[:16])
+    write_jsonl(folder / "heldout.jsonl", rows[16:])
+    return DatasetSource(source=folder.as_uri(), eval_files=("heldout.jsonl",))

@@ -1,0 +1,90 @@
+"""The command line: what it prints, and one line for every mistake."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.local_tests.conftest import Cluster
+
+PEFTJOB = Path(sys.executable).with_name("peftjob")
+MINIMAL = ["--name", "docs", "--model", "hf://org/model", "--dataset", "file:///d.jsonl"]
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KUBECONFIG": "/nonexistent"}
+    return subprocess.run(
+        [PEFTJOB, *args], capture_output=True, text=True, check=False, env=environment, timeout=120
+    )
+
+
+def test_dry_run_prints_the_manifest_and_needs_no_cluster() -> None:
+    out = run(
+        "train", *MINIMAL, "--workers", "2", "--set", "training.learning_rate=1e-3", "--dry-run"
+    )
+    job = list(yaml.safe_load_all(out.stdout))[-1]
+    assert out.returncode == 0
+    assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
+    assert '"learning_rate":0.001' in out.stdout
+
+
+def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("name: a\nbase_model: {source: hf://a/b}\ndataset: {source: file:///d}\n")
+    out = run("train", "-f", str(file), "--name", "b", "--dry-run")
+    assert list(yaml.safe_load_all(out.stdout))[-1]["metadata"]["name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (("train", "--name", "X"), 2, "the spec has 3 problems"),
+        (("train", "-f", "/nowhere.yaml"), 2, "can't read the spec /nowhere.yaml"),
+        (("train", *MINIMAL, "--set", "training"), 2, "write PATH=VALUE"),
+        (("train", *MINIMAL, "--set", "training.rate=1"), 2, "training.rate: unknown field"),
+        (("train", *MINIMAL, "--set", "name.first=1"), 2, "name is not a part of a spec"),
+        (("list",), 2, "no Kubernetes cluster"),
+        (("serve", "docs"), 2, "--local"),
+    ],
+)
+def test_a_mistake_is_one_line(args: tuple[str, ...], code: int, message: str) -> None:
+    out = run(*args)
+    assert out.returncode == code
+    assert message in out.stderr
+    assert out.stderr.count("\n") == 1
+    assert "Traceback" not in out.stderr
+
+
+@pytest.mark.parametrize("verb", ["get", "logs", "delete", "serve", "ask"])
+def test_a_job_that_is_not_there_is_one_line(cluster: Cluster, verb: str) -> None:
+    question = ["why?"] if verb == "ask" else []
+    out = run(verb, "nothing", *question, "--home", str(cluster.local.root))
+    assert out.returncode == 3
+    assert "nothing" in out.stderr
+    assert out.stderr.count("\n") == 1
+
+
+def test_a_home_that_can_not_be_made_is_one_line() -> None:
+    out = run("list", "--home", "/proc/nothing")
+    assert out.returncode == 1
+    assert "can't make the local cluster's folder /proc/nothing" in out.stderr
+
+
+def test_list_get_logs_and_delete_show_a_job(cluster: Cluster) -> None:
+    home = ["--home", str(cluster.local.root)]
+    assert "no jobs" in run("list", *home).stdout
+    cluster.create("shell", "echo hello; sleep 2")
+    cluster.wait("shell", "Running")
+    assert run("logs", "shell", "--follow", *home).stdout == "hello\n"
+    assert "shell" in run("list", *home).stdout
+    assert "Succeeded" in run("list", *home).stdout
+    assert yaml.safe_load(run("get", "shell", "-o", "yaml", *home).stdout)["kind"] == "PyTorchJob"
+    assert run("delete", "shell", *home).stdout == "job shell deleted\n"
+    assert run("get", "shell", *home).returncode == 3
+
+
+def test_debug_shows_the_traceback() -> None:
+    assert "Traceback" in run("train", "--name", "X", "--debug").stderr

@@ -1,0 +1,185 @@
+"""TrainingClient.train: what it creates, and what it refuses before anything is created."""
+
+from typing import Any
+
+import pytest
+from kubernetes.client import ApiException, V1EnvVar, V1ResourceRequirements
+
+from peftjob import Storage, TrainerParams
+from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError, SpecError
+from tests.local_tests.conftest import Cluster
+
+ARGUMENTS: dict[str, Any] = {
+    "name": "docs",
+    "model_provider_parameters": "hf://org/model",
+    "dataset_provider_parameters": "file:///nowhere/train.jsonl",
+}
+
+
+def _claims(cluster: Cluster) -> list[str]:
+    items = cluster.client.core_api.list_namespaced_persistent_volume_claim("default").items
+    return [claim.metadata.name for claim in items]
+
+
+def test_dry_run_returns_the_objects_and_creates_none(cluster: Cluster) -> None:
+    objects = cluster.client.train(**ARGUMENTS, num_workers=2, dry_run=True)
+    assert [o["kind"] for o in objects] == ["PersistentVolumeClaim"] * 2 + ["PyTorchJob"]
+    assert cluster.client.list_jobs() == []
+    assert _claims(cluster) == []
+
+
+def test_all_mistakes_are_told_at_once_and_nothing_is_created(cluster: Cluster) -> None:
+    with pytest.raises(SpecError) as caught:
+        cluster.client.train(
+            **{**ARGUMENTS, "name": "No_name", "dataset_provider_parameters": "train.jsonl"},
+            num_workers=0,
+        )
+    assert len(caught.value.problems) == 3
+    assert cluster.client.list_jobs() == []
+    assert _claims(cluster) == []
+
+
+def test_the_stock_arguments_reach_the_manifest(cluster: Cluster) -> None:
+    labels, storage = {"team": "a"}, {"size": "5Gi", "storage_class": "fast"}
+    secret = {"secretKeyRef": {"name": "hub", "key": "token"}}
+    *claims, job = cluster.client.train(
+        **ARGUMENTS,
+        labels=labels,
+        annotations={"note": "b"},
+        num_procs_per_worker=2,
+        resources_per_worker={"CPU": 2, "gpu": 1},
+        init_env_vars=[V1EnvVar(name="HF_TOKEN", value_from=secret)],
+        env_vars={"A": "1"},
+        storage_config=storage,
+        dry_run=True,
+    )
+    assert (labels, storage) == ({"team": "a"}, {"size": "5Gi", "storage_class": "fast"})
+    assert job["metadata"]["labels"]["team"] == "a"
+    assert job["metadata"]["annotations"] == {"note": "b"}
+    assert job["spec"]["nprocPerNode"] == "2"
+    assert claims[0]["spec"]["storageClassName"] == "fast"
+    pod = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert pod["containers"][0]["resources"]["limits"] == {"cpu": "2", "nvidia.com/gpu": "1"}
+    assert {"name": "A", "value": "1"} in pod["containers"][0]["env"]
+    assert {"name": "HF_TOKEN", "valueFrom": secret} in pod["initContainers"][0]["env"]
+
+
+def test_typed_resources_are_taken_as_they_are(cluster: Cluster) -> None:
+    resources = V1ResourceRequirements(requests={"cpu": "1"}, limits={"cpu": "2"})
+    objects = cluster.client.train(**ARGUMENTS, resources_per_worker=resources, dry_run=True)
+    pod = objects[-1]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    assert pod["containers"][0]["resources"] == {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model_provider_parameters": None}, "model_provider_parameters: is missing"),
+        ({"dataset_provider_parameters": None}, "dataset_provider_parameters: is missing"),
+        ({"trainer_parameters": {"lr": 1}}, "give TrainerParams"),
+        ({"env_vars": ["A=1"]}, "env_vars: a dict or a list of V1EnvVar"),
+        ({"storage_config": {"sise": "1Gi"}}, "storage.sise: unknown field; did you mean size"),
+    ],
+)
+def test_a_wrong_argument_is_named(cluster: Cluster, fields: dict, message: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        cluster.client.train(**{**ARGUMENTS, **fields})
+    assert message in str(caught.value)
+
+
+def test_a_job_owns_its_claims(cluster: Cluster) -> None:
+    job = cluster.client.train(**ARGUMENTS)
+    uid = job.object()["metadata"]["uid"]
+    claims = cluster.client.core_api.list_namespaced_persistent_volume_claim("default").items
+    assert {c.metadata.name for c in claims} == {"docs", "docs-output"}
+    assert {c.metadata.owner_references[0].uid for c in claims} == {uid}
+
+
+def test_a_name_that_is_taken_is_a_conflict_and_changes_nothing(cluster: Cluster) -> None:
+    first = cluster.client.train(**ARGUMENTS)
+    with pytest.raises(ConflictError, match="already"):
+        cluster.client.train(**{**ARGUMENTS, "model_provider_parameters": "hf://org/other"})
+    assert (
+        cluster.client.job("docs").object()["metadata"]["uid"]
+        == (first.object()["metadata"]["uid"])
+    )
+
+
+def test_a_claim_of_somebody_else_is_not_used(cluster: Cluster) -> None:
+    body = {"metadata": {"name": "docs"}, "spec": {}}
+    cluster.client.core_api.create_namespaced_persistent_volume_claim("default", body)
+    with pytest.raises(ConflictError, match="was not made for these inputs"):
+        cluster.client.train(**ARGUMENTS)
+    assert cluster.client.list_jobs() == []
+
+
+def test_an_existing_claim_is_used_where_it_is_asked_for(cluster: Cluster) -> None:
+    objects = cluster.client.train(
+        **ARGUMENTS, storage=Storage(mode="existing", claim="filled"), dry_run=True
+    )
+    assert [o["metadata"]["name"] for o in objects] == ["docs-output", "docs"]
+
+
+def test_a_refused_claim_leaves_no_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ApiException(status=403, reason="Forbidden: quota exceeded")
+
+    monkeypatch.setattr(
+        cluster.client.core_api, "create_namespaced_persistent_volume_claim", refuse
+    )
+    with pytest.raises(JobError, match=r"refused the PersistentVolumeClaim .*quota exceeded"):
+        cluster.client.train(**ARGUMENTS)
+    assert cluster.client.list_jobs() == []
+
+
+def test_a_permanent_failure_of_the_fetch_fails_the_job_with_its_line(cluster: Cluster) -> None:
+    job = cluster.client.train(**{**ARGUMENTS, "model_provider_parameters": "file:///no/model"})
+    with pytest.raises(JobError, match=r"docs.*failed: .*/no/model") as caught:
+        job.wait(timeout_s=60)
+    assert "\n" not in str(caught.value)
+
+
+def test_wait_can_end_before_the_job(cluster: Cluster) -> None:
+    cluster.create("long", "sleep 30")
+    with pytest.raises(JobTimeoutError, match="it goes on"):
+        cluster.client.job("long").wait(timeout_s=0.5)
+
+
+def test_a_handle_on_nothing_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(NotFoundError, match="no job 'nothing'"):
+        cluster.client.job("nothing")
+    with pytest.raises(NotFoundError, match="no InferenceService 'nothing'"):
+        cluster.client.service("nothing")
+
+
+def test_a_job_that_is_not_done_has_no_adapter(cluster: Cluster) -> None:
+    cluster.create("long", "sleep 30")
+    with pytest.raises(JobError, match="has no result"):
+        _ = cluster.client.job("long").adapter
+    assert "long" in repr(cluster.client.job("long"))
+
+
+def test_stock_parameter_classes_are_understood(cluster: Cluster) -> None:
+    pytest.importorskip("peft")
+    import transformers
+    from kubeflow.storage_initializer.hugging_face import (
+        HuggingFaceDatasetParams,
+        HuggingFaceModelParams,
+        HuggingFaceTrainerParams,
+    )
+    from peft import LoraConfig
+
+    objects = cluster.client.train(
+        name="docs",
+        model_provider_parameters=HuggingFaceModelParams(
+            "hf://org/model", transformers.AutoModelForCausalLM
+        ),
+        dataset_provider_parameters=HuggingFaceDatasetParams("org/data"),
+        trainer_parameters=HuggingFaceTrainerParams(
+            transformers.TrainingArguments(output_dir="x", num_train_epochs=2), LoraConfig(r=3)
+        ),
+        dry_run=True,
+    )
+    assert '"r":3' in str(objects[-1])
+    assert '"num_train_epochs":2' in str(objects[-1])
+    assert TrainerParams().method.r != 3

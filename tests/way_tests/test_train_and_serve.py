@@ -1,0 +1,108 @@
+"""From train() to an answer: PyTorchJob, adapter image, InferenceService."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peftjob import DatasetSource, oci
+from peftjob.progress import Progress
+from tests.hub_server import HubServer
+from tests.local_tests.conftest import Cluster
+from tests.trainer_tests.conftest import chats, write_jsonl
+from tests.way_tests.conftest import QUICK
+
+pytestmark = pytest.mark.slow
+
+
+def test_two_workers_tune_publish_and_serve(
+    cluster: Cluster, model_dir: Path, dataset: DatasetSource, tmp_path: Path
+) -> None:
+    job = cluster.client.train(
+        name="toy",
+        num_workers=2,
+        model_provider_parameters=model_dir.as_uri(),
+        dataset_provider_parameters=dataset,
+        trainer_parameters=QUICK,
+    ).wait(timeout_s=180)
+
+    result = job.result()
+    assert result.workers == 2
+    assert result.eval_loss_after is not None
+    assert job.adapter.startswith(f"oci-layout://{cluster.local.registry}")
+    assert "@sha256:" in job.adapter
+    records = job.history()
+    assert [r.step for r in records if isinstance(r, Progress) and r.loss is not None][-1] == 4
+    pulled = tmp_path / "adapter"
+    oci.pull(oci.Reference.parse(job.adapter), pulled)
+    config = json.loads((pulled / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == model_dir.as_uri()
+    assert config["task_type"] == "CAUSAL_LM"
+
+    service = cluster.client.serve("toy", model_dir.as_uri(), {"tuned": job.adapter})
+    service.wait(timeout_s=120)
+    assert isinstance(service.ask("What is red?", model="tuned", max_tokens=4), str)
+    base = model_dir.name
+    assert isinstance(service.ask("What is red?", model=base, max_tokens=4), str)
+    service.stop()
+    assert cluster.local.supervised() == []
+
+
+def test_the_stock_client_and_its_own_classes_get_an_adapter_that_is_kept(
+    cluster: Cluster, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from kubeflow.storage_initializer.hugging_face import (
+        HuggingFaceDatasetParams,
+        HuggingFaceModelParams,
+        HuggingFaceTrainerParams,
+    )
+    from peft import LoraConfig
+
+    _fill_hub(tmp_path / "hub", model_dir)
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        client = cluster.stock_client()
+        arguments = transformers.TrainingArguments(
+            output_dir="x", max_steps=2, per_device_train_batch_size=2, logging_steps=1
+        )
+        client.train(
+            name="stock",
+            num_workers=2,
+            num_procs_per_worker=1,
+            model_provider_parameters=HuggingFaceModelParams(
+                "hf://org/toy", transformers.AutoModelForCausalLM
+            ),
+            dataset_provider_parameters=HuggingFaceDatasetParams("org/rows"),
+            trainer_parameters=HuggingFaceTrainerParams(arguments, LoraConfig(r=2)),
+        )
+        client.wait_for_job_conditions("stock", wait_timeout=180, polling_interval=1)
+    adapter = cluster.client.job("stock").adapter
+    assert oci.inspect(oci.Reference.parse(adapter)).layers
+    assert (cluster.local.claim_folder("default", "stock") / "output").is_dir()
+
+
+def _fill_hub(root: Path, model_dir: Path) -> None:
+    target = root / "models" / "org" / "toy"
+    target.mkdir(parents=True)
+    for file in model_dir.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    write_jsonl(root / "datasets" / "org" / "rows" / "train.jsonl", chats(8))
+
+
+def test_a_row_that_can_not_be_trained_on_fails_the_job_with_one_line(
+    cluster: Cluster, model_dir: Path, tmp_path: Path
+) -> None:
+    rows: list[Any] = [*chats(3), {"messages": "not a list"}]
+    file = write_jsonl(tmp_path / "bad.jsonl", rows)
+    job = cluster.client.train(
+        name="bad",
+        num_workers=2,
+        model_provider_parameters=model_dir.as_uri(),
+        dataset_provider_parameters=file.as_uri(),
+        trainer_parameters=QUICK,
+    )
+    with pytest.raises(Exception, match=r"job 'bad' failed: .*bad\.jsonl") as caught:
+        job.wait(timeout_s=120)
+    assert "4" in str(caught.value)

@@ -61,6 +61,7 @@ _TRAINING_DECIDED_HERE = frozenset(
         "use_cuda",
         "ddp_backend",
         "dataloader_num_workers",
+        "dataloader_pin_memory",
         "remove_unused_columns",
         "disable_tqdm",
         "log_level",
@@ -75,6 +76,7 @@ _TRAINING_DECIDED_HERE = frozenset(
         "eval_steps",
         "overwrite_output_dir",
         "label_names",
+        "accelerator_config",
     )
 )
 # LoraConfig's values that say nothing beyond a plain LoRA on a causal LM.
@@ -207,7 +209,8 @@ def training_from_stock(
         if key not in _TRAINING_FIELDS
         and key not in _TRAINING_DECIDED_HERE
         and defaults is not None
-        and value != defaults.get(key)
+        # Unset fields are None as declared, and False or empty once an instance was made.
+        and (value or None) != (defaults.get(key) or None)
     ]
     if problems:
         raise SpecError(problems)

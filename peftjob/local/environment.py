@@ -6,7 +6,14 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from peftjob.contract import REGISTRY_DIR_ENV, TERMINATION_LOG_ENV
+from peftjob.contract import (
+    OUTPUT_DIR,
+    OUTPUT_ENV,
+    REGISTRY_DIR_ENV,
+    TERMINATION_LOG_ENV,
+    WORKSPACE,
+    WORKSPACE_ENV,
+)
 from peftjob.local.store import Body
 from peftjob.local.volumes import Mount, NotReadyError, Volumes, rewrite
 
@@ -17,6 +24,7 @@ ASSIGNED_GPUS = "local.peftjob.org/gpus"
 _NOT_INHERITED = re.compile(
     r"^(PET_.*|MASTER_(ADDR|PORT)|(LOCAL_|GROUP_|ROLE_)?(WORLD_SIZE|RANK)|TORCHELASTIC_.*|PEFTJOB_.*)$"
 )
+_DEFAULT_PATHS = {WORKSPACE: WORKSPACE_ENV, OUTPUT_DIR: OUTPUT_ENV, "/tmp": "TMPDIR"}
 _REFERENCE = re.compile(r"\$\$|\$\(([A-Za-z_][\w.-]*)\)")
 
 
@@ -53,8 +61,9 @@ def build(
         (pod["metadata"].get("annotations") or {}).get(ASSIGNED_GPUS, "").split()
     )
     for mount in mounts:
-        if mount.path == "/tmp":
-            env["TMPDIR"] = str(mount.folder)
+        # What is written down nowhere can't be rewritten: the defaults of our containers.
+        if variable := _DEFAULT_PATHS.get(mount.path):
+            env[variable] = str(mount.folder)
     given: dict[str, str] = {}
     for name, value in _declared(pod, container, volumes):
         given[name] = rewrite(expand(value, given), mounts)

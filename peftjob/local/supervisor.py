@@ -6,7 +6,9 @@ of anybody notices when it was killed and starts another, which goes on from wha
 """
 
 import ctypes
+import errno
 import os
+import random
 import shutil
 import signal
 import socket
@@ -28,6 +30,7 @@ from peftjob.local.volumes import Volumes
 POLL_S = 0.05
 LOOK_AGAIN_S = 1.0
 """Deadlines and times to live pass without anything being written."""
+PORTS = range(20000, 32000)
 OWNERS = {
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
@@ -313,9 +316,19 @@ def _mark_killed(pod: Body, message: str) -> None:
 
 
 def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    """A port that nobody listens on.
+
+    Below the range that the kernel gives to outgoing connections: between now and the moment the
+    replicas meet, one of those could take a port of that range.
+    """
+    for port in random.SystemRandom().sample(PORTS, k=200):
+        with socket.socket() as sock:
+            try:
+                sock.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(errno.EADDRINUSE, f"no free port between {PORTS[0]} and {PORTS[-1]}")
 
 
 def main(root: str, uid: str, plural: str, namespace: str, name: str) -> None:

@@ -1,0 +1,70 @@
+"""Where an adapter comes from: the inputs as they were fetched, the libraries, the seed.
+
+The storage initializer leaves a manifest of each input; where there is none (inputs that the user
+put there), the spec's own words have to do.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from llm_trainer.options import Job
+from peftjob.errors import PermanentError
+
+LIBRARIES = ("peft", "transformers", "trl", "torch", "tokenizers", "safetensors", "accelerate")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input."""
+
+    source: str
+    revision: str | None
+    """The commit that a branch or a tag stood for, where that is known."""
+    digest: str | None
+
+    @property
+    def name(self) -> str:
+        """As others know it: a hub repository's name, any other's URI; no path of this machine."""
+        return self.source.removeprefix("hf://")
+
+
+def base_model(job: Job) -> Source:
+    """The base model."""
+    spec = job.spec.base_model
+    manifest = _manifest(job, "model")
+    return Source(spec.source, manifest.get("revision") or spec.revision, manifest.get("digest"))
+
+
+def dataset(job: Job) -> Source:
+    """The dataset. The stock client tells it to the storage initializer alone."""
+    spec = job.spec.dataset
+    manifest = _manifest(job, "dataset")
+    return Source(
+        manifest.get("uri") or spec.source,
+        manifest.get("revision") or spec.revision,
+        manifest.get("digest"),
+    )
+
+
+def of(job: Job) -> dict[str, Any]:
+    """All of it, as plain data."""
+    return {
+        "spec": json.loads(job.spec.to_json()),
+        "base_model": asdict(base_model(job)),
+        "dataset": asdict(dataset(job)),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "seed": job.spec.training.seed,
+    }
+
+
+def _manifest(job: Job, name: str) -> dict[str, Any]:
+    path = job.state_dir / f"{name}.json"
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as err:
+        raise PermanentError(f"the manifest {path} can't be read: {err}") from err
+    return data if isinstance(data, dict) else {}

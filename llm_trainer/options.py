@@ -1,0 +1,142 @@
+"""Arguments and environment → the job that this replica works on. Pure but for `failed_inputs`.
+
+The spec comes from PEFTJOB_SPEC; where that is not set, from the arguments that the stock client
+passes (peftjob.stock). --model_dir and --dataset_dir win over the workspace's own folders.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from peftjob.contract import (
+    FAILED_MARKER,
+    OUTPUT_DIR,
+    OUTPUT_ENV,
+    REGISTRY_DIR_ENV,
+    SPEC_ENV,
+    WORKSPACE,
+    WORKSPACE_ENV,
+)
+from peftjob.errors import PermanentError, UsageError
+from peftjob.spec import PeftJobSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A spec, and where this replica finds and leaves things."""
+
+    spec: PeftJobSpec
+    model_dir: Path
+    dataset_dir: Path
+    state_dir: Path
+    """What the storage initializer left about the inputs."""
+    output_dir: Path
+    """Written by rank 0 only; the other replicas need not have it."""
+    registry_dir: Path | None
+    """The local cluster's embedded registry, or None."""
+    debug: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"llm_trainer: {message}; see python -m llm_trainer --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="llm_trainer",
+        allow_abbrev=False,
+        description="Tune a language model as PEFTJOB_SPEC says, or as the stock client's "
+        "arguments say.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--model_dir", type=Path, help="folder of the base model")
+    parser.add_argument("--dataset_dir", type=Path, help="folder of the dataset")
+    stock = parser.add_argument_group("what the stock client passes, used without PEFTJOB_SPEC")
+    for name in STOCK_OPTIONS:
+        stock.add_argument(f"--{name}")
+    return parser
+
+
+STOCK_OPTIONS = (
+    "model_uri",
+    "transformer_type",
+    "num_labels",
+    "lora_config",
+    "training_parameters",
+)
+
+
+def is_debug(argv: Sequence[str]) -> bool:
+    """Whether tracebacks are asked for, known before anything is parsed."""
+    return "--debug" in argv
+
+
+def read(
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    stock_defaults: Mapping[str, Any] | None = None,
+) -> Job:
+    """The job that `argv` and `env` describe.
+
+    Args:
+        stock_defaults: TrainingArguments' own, to tell what a stock job's caller has set; None
+            takes settings that a spec can't say for left alone.
+
+    Raises:
+        UsageError: an argument that is not known.
+        SpecError: problems in the spec.
+    """
+    args = _parser().parse_args(argv)
+    text = env.get(SPEC_ENV)
+    spec = PeftJobSpec.from_json(text) if text else _stock_spec(argv, env, stock_defaults)
+    workspace = Path(env.get(WORKSPACE_ENV, WORKSPACE))
+    output = Path(env.get(OUTPUT_ENV, OUTPUT_DIR))
+    if not text and not output.is_dir():
+        # The stock client mounts no output volume: its one volume is the workspace.
+        output = workspace / "output"
+    registry = env.get(REGISTRY_DIR_ENV)
+    return Job(
+        spec=spec,
+        model_dir=args.model_dir or workspace / "model",
+        dataset_dir=args.dataset_dir or workspace / "dataset",
+        state_dir=workspace / ".peftjob",
+        output_dir=output,
+        registry_dir=Path(registry) if registry else None,
+        debug=args.debug,
+    )
+
+
+def _stock_spec(
+    argv: Sequence[str], env: Mapping[str, str], defaults: Mapping[str, Any] | None
+) -> PeftJobSpec:
+    if not any(arg.split("=")[0] == "--model_uri" for arg in argv):
+        raise UsageError(
+            f"no job to work on: set {SPEC_ENV} to a PeftJobSpec as JSON, or pass the arguments of "
+            "the stock client (--model_uri and the others)"
+        )
+    from peftjob.stock import spec_from_trainer_args
+
+    return spec_from_trainer_args(
+        [arg for arg in argv if arg != "--debug"],
+        pod_name=env.get("HOSTNAME", ""),
+        training_defaults=defaults,
+    )
+
+
+def failed_inputs(state_dir: Path) -> PermanentError | None:
+    """The error by which the storage initializer gave up, or None."""
+    path = state_dir / FAILED_MARKER
+    try:
+        data = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as err:
+        return PermanentError(f"the inputs failed, and {path} can't be read: {err}")
+    error = PermanentError(str(data.get("message", "the inputs failed without a message")))
+    error.exit_code = int(data.get("exit_code", PermanentError.exit_code))
+    return error

@@ -1,0 +1,170 @@
+"""The adapter as a folder, then as an image. Rank 0 only.
+
+The same training gives the same bytes: keys are sorted, and nothing depends on the clock or on
+this machine. The folder is renamed to its name when it is whole, so that a publication that fails
+can be repeated alone, without training again.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_trainer import card, lineage
+from llm_trainer.options import Job
+from peftjob import oci
+
+ADAPTER_DIR = "adapter"
+PENDING_FILE = ".peftjob-trained.json"
+"""Beside the adapter while it waits to be published: what was measured. Never published itself."""
+LINEAGE_FILE = "peftjob.json"
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What the training measured. `metrics` go into the image, `timings` do not."""
+
+    metrics: Mapping[str, Any]
+    timings: Mapping[str, Any]
+
+
+def save(job: Job, model: Any, trained: Trained) -> Path:
+    """Write the adapter of `model` (a PeftModel) and everything about it; the folder."""
+    # Heavy, and not needed to publish what an earlier try has saved.
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    folder = job.output_dir / ADAPTER_DIR
+    beside = job.output_dir / f".{ADAPTER_DIR}.{os.getpid()}"
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    weights = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in sorted(
+            get_peft_model_state_dict(model, save_embedding_layers=False).items()
+        )
+    }
+    save_file(weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+    base = lineage.base_model(job)
+    config = _plain(model.peft_config["default"].to_dict()) | {
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
+        "inference_mode": True,
+    }
+    _write_json(beside / "adapter_config.json", config)
+    for name in _TOKENIZER_FILES:
+        if (job.model_dir / name).is_file():
+            shutil.copyfile(job.model_dir / name, beside / name)
+    (beside / "README.md").write_text(card.render(job, trained.metrics), encoding="utf-8")
+    _write_json(beside / LINEAGE_FILE, _lineage(job, trained.metrics))
+    for path in beside.iterdir():
+        # safetensors writes 0600, which a server of another user could not read.
+        path.chmod(0o644)
+        _sync(path)
+    beside.chmod(0o755)
+    shutil.rmtree(folder, ignore_errors=True)
+    beside.rename(folder)
+    pending = {"metrics": dict(trained.metrics), "timings": dict(trained.timings)}
+    _write_json(job.output_dir / PENDING_FILE, pending)
+    return folder
+
+
+def pending(job: Job) -> Trained | None:
+    """What an earlier try of this very job has trained and saved, but not published."""
+    try:
+        data = json.loads((job.output_dir / PENDING_FILE).read_text())
+        saved = json.loads((job.output_dir / ADAPTER_DIR / LINEAGE_FILE).read_text())
+        trained = Trained(metrics=data["metrics"], timings=data["timings"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return trained if saved == _lineage(job, trained.metrics) else None
+
+
+def push(job: Job, trained: Trained) -> oci.Reference:
+    """Publish the saved folder; the reference with its digest.
+
+    Raises:
+        RegistryError: the registry refused.
+        RegistryUnavailableError: it did not answer.
+    """
+    registry = job.spec.output.registry
+    reference = oci.push(
+        job.output_dir / ADAPTER_DIR,
+        oci.Reference.parse(destination(job)),
+        annotations=annotations(job, trained.metrics),
+        insecure=registry is not None and registry.insecure,
+    )
+    (job.output_dir / PENDING_FILE).unlink(missing_ok=True)
+    return reference
+
+
+def destination(job: Job) -> str:
+    """Where the image goes: the spec's registry, else the embedded one, else the output volume."""
+    spec = job.spec
+    if spec.output.registry is not None:
+        return spec.output.registry.ref
+    if job.registry_dir is not None:
+        folder = job.registry_dir / spec.namespace / spec.name
+    else:
+        folder = job.output_dir / "registry" / spec.name
+    return f"oci-layout://{folder.absolute()}:latest"
+
+
+def annotations(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Of the image: what a registry's user wants to know without pulling it."""
+    base, dataset = lineage.base_model(job), lineage.dataset(job)
+    values = {
+        "org.opencontainers.image.title": job.spec.name,
+        "org.opencontainers.image.description": f"LoRA adapter for {base.name}",
+        "org.opencontainers.image.base.name": base.name,
+        "peftjob.org/base-model": base.source,
+        "peftjob.org/base-model-revision": base.revision,
+        "peftjob.org/base-model-digest": base.digest,
+        "peftjob.org/dataset": dataset.source,
+        "peftjob.org/dataset-revision": dataset.revision,
+        "peftjob.org/dataset-digest": dataset.digest,
+        "peftjob.org/metrics": json.dumps(_plain(metrics), sort_keys=True),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _lineage(job: Job, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = _plain({**lineage.of(job), "metrics": metrics})
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; sets are sorted, for their order changes from run to run."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(item) for item in value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return getattr(value, "value", value)
+    return str(getattr(value, "value", value))
+
+
+def _write_json(path: Path, data: Any) -> None:
+    path.write_text(json.dumps(data, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

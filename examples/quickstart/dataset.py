@@ -24,8 +24,8 @@ from peftjob.errors import UsageError, run_main
 
 TRAIN_FILE = "train.jsonl"
 HELDOUT_FILE = "heldout.jsonl"
-TRAIN_ROWS = 240
-HELDOUT_ROWS = 60
+TRAIN_ROWS = 360
+HELDOUT_ROWS = 90
 
 MIN_WORDS = 4
 MAX_WORDS = 28

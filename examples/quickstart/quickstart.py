@@ -26,6 +26,7 @@ from peftjob import (
     Service,
     TrainerParams,
     TrainingClient,
+    oci,
 )
 from peftjob.errors import JobError, NotFoundError, run_main
 from peftjob.inference import model_name
@@ -41,11 +42,11 @@ SHOWN = 3
 # sentences are to be learnt by heart in a minute.
 RECIPE = TrainerParams.model_validate(
     {
-        "method": {"r": 16, "lora_alpha": 32},
+        "method": {"r": 32, "lora_alpha": 32},
         "training": {
-            "num_train_epochs": 12,
+            "num_train_epochs": 20,
             "per_device_train_batch_size": 8,
-            "learning_rate": 4e-3,
+            "learning_rate": 5e-3,
             "max_length": 256,
         },
     }
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> int:
     with steps.step(f"Train: a PyTorchJob with {WORKERS} workers on the local cluster"):
         job, result = _train(client, model, dataset, args.registry, console)
     with steps.step("Publish"):
-        console.print(f"  adapter {result.adapter}")
+        _show_image(result.adapter, console)
     with steps.step("Serve"):
         service = _serve(client, job, model, result.adapter, console)
     try:
@@ -241,12 +242,12 @@ def _show(
     console.print()
     console.print(table(("", "base", "adapter"), rows))
     console.print()
-    where = [
+    for title, text in (
         ("adapter", str(outcome["adapter"])),
-        ("base model, dataset", str(home)),
-        ("jobs, logs, volumes", str(home / "cluster")),
-    ]
-    console.print(table(("where", ""), where))
+        ("model, dataset", _relative(home)),
+        ("jobs, logs", _relative(home / "cluster")),
+    ):
+        console.print(f"  {title:16} {text}", markup=False)
     command = Path(sys.executable).parent / "peftjob"
     local = f"--home {_relative(home / 'cluster')}"
     peftjob = _relative(command)
@@ -272,7 +273,8 @@ def _relative(path: Path) -> str:
 
 
 def _short(text: str, limit: int = 110) -> str:
-    flat = " ".join(text.split())
+    # The base model's bytes need not be text.
+    flat = " ".join(text.replace("\N{REPLACEMENT CHARACTER}", "").split()) or "(no words)"
     return flat if len(flat) <= limit else flat[: limit - 1] + "…"
 
 

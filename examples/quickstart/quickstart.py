@@ -200,6 +200,14 @@ def _train(
     return job, job.result()
 
 
+def _show_image(adapter: str, console: Console) -> None:
+    """What rank 0 has pushed, read back from where it lies."""
+    image = oci.inspect(oci.Reference.parse(adapter))
+    console.print(f"  {adapter}", markup=False)
+    base = image.annotations["org.opencontainers.image.base.name"]
+    console.print(f"  an OCI image of {image.size_bytes / 1e6:.1f} MB, base model {base}")
+
+
 def _serve(client: TrainingClient, job: Job, model: str, adapter: str, console: Console) -> Service:
     with suppress(NotFoundError):
         client.service(JOB).stop()

@@ -27,8 +27,14 @@ class Data:
     files: tuple[str, ...]
     held_out_files: tuple[str, ...]
 
-    def notes(self, max_length: int) -> Iterator[str]:
-        """What a user should know about it, a line each."""
+    @property
+    def highest_id(self) -> int:
+        """Of all tokens."""
+        parts = [part for part in (self.train, self.held_out) if part is not None]
+        return max(int(part.examples.ids.max()) for part in parts)
+
+    def notes(self, limit: str) -> Iterator[str]:
+        """What a user should know about it, a line each; `limit` is the length of a row."""
         examples = self.train.examples
         share = examples.targets.sum() / max(1, examples.lengths.sum())
         yield (
@@ -42,13 +48,13 @@ class Data:
         for name, encoded in (("training", self.train), ("held-out", self.held_out)):
             if encoded is not None and encoded.truncated:
                 yield (
-                    f"warning: {encoded.truncated} {name} rows were longer than {max_length} "
-                    "tokens (training.max_length) and lost their end"
+                    f"warning: {encoded.truncated} {name} rows were longer than {limit} and lost "
+                    "their end"
                 )
             if encoded is not None and encoded.dropped:
                 yield (
                     f"warning: {encoded.dropped} {name} rows were left out: nothing to train was "
-                    f"left of them after {max_length} tokens (training.max_length)"
+                    f"left of them after {limit}"
                 )
 
 

@@ -98,7 +98,7 @@ class Encoder:
         if not rows:
             raise DataError(
                 f"no row has anything left to train after {self._max_length} tokens; raise "
-                "training.max_length"
+                "training.max_length, or take a base model with more positions"
             )
         return Encoded(Examples.of(rows), truncated, dropped)
 

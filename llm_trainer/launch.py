@@ -116,6 +116,9 @@ def _commands(argv: Sequence[str], env: Mapping[str, str], error_dir: Path) -> l
         # Without these, no library sets up communication for a process that is alone.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             base.pop(name, None)
+        # One process trains on one GPU: of several that it can see, transformers would make a
+        # DataParallel, which TRL refuses.
+        base["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return [(command, base)]
     address = env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR")
     if address is None and int(nnodes) > 1:

@@ -72,6 +72,20 @@ def load_base(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
+def check_vocabulary(model: PreTrainedModel, highest_id: int) -> None:
+    """That the tokenizer makes no token that the model does not know.
+
+    Raises:
+        ModelError: it does, so it is another model's.
+    """
+    count = model.get_input_embeddings().num_embeddings
+    if highest_id >= count:
+        raise ModelError(
+            f"the tokenizer makes token {highest_id}, but the base model knows {count} tokens: "
+            "they don't belong together; put the model's own tokenizer into its folder"
+        )
+
+
 def add_adapter(model: PreTrainedModel, method: Lora) -> PeftModel:
     """`model` with a fresh LoRA adapter in float32, everything else frozen.
 

@@ -42,15 +42,18 @@ def _train(job: Job, ranks: Ranks, started: float) -> Trained:
         if failed is not None:
             raise failed
         tokenizer = model.load_tokenizer(job.model_dir)
-        max_length = min(training.max_length, model.positions(job.model_dir) or sys.maxsize)
+        positions = model.positions(job.model_dir) or sys.maxsize
+        max_length = min(training.max_length, positions)
         data = dataset.prepare(
             job.dataset_dir, spec.dataset, training, tokenizer, max_length=max_length
         )
-    for note in data.notes(max_length):
+    reason = "training.max_length" if max_length < positions else "the base model's positions"
+    for note in data.notes(f"{max_length} tokens ({reason})"):
         log.info(note)
     with ranks.together():
         dtype = model.choose_dtype(training.dtype, ranks.device)
         base = model.load_base(job.model_dir, dtype)
+        model.check_vocabulary(base, data.highest_id)
         set_seed(training.seed)
         adapted = model.add_adapter(base, spec.method)
         # Imported late: TRL is slow to import, and whatever is wrong with the inputs is known now.

@@ -5,35 +5,30 @@ on a Kubernetes cluster or on a LocalCluster.
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
 from kubernetes.client import ApiException, Configuration
-from pydantic import BaseModel
 
-from peftjob import contract, inference, manifest, stock
-from peftjob.errors import ConflictError, JobError, SpecError
+from peftjob import arguments, contract, inference, manifest
+from peftjob.arguments import Variables
+from peftjob.errors import ConflictError, JobError
 from peftjob.job import Job, api_message
 from peftjob.local import LocalCluster
 from peftjob.service import INFERENCE_API, Service
 from peftjob.spec import (
-    BaseModelSource,
-    DatasetSource,
     Images,
     Output,
     PeftJobSpec,
     Registry,
     RunPolicy,
     Storage,
-    TrainerParams,
 )
 
 COLLECTION_WAIT_S = 60.0
 """How long claims of a deleted job of the same name may take to go."""
-
-Variables = Mapping[str, str] | Iterable[Any] | None
 
 
 class TrainingClient(StockTrainingClient):  # type: ignore[misc]
@@ -126,17 +121,19 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 "annotations": dict(annotations or {}),
                 "num_workers": num_workers,
                 "num_procs_per_worker": num_procs_per_worker,
-                "resources": _resources(resources_per_worker),
-                "base_model": _model(model_provider_parameters),
-                "dataset": _dataset(dataset_provider_parameters),
-                **_trainer(trainer_parameters),
-                "init_env": _variables("init_env_vars", init_env_vars),
-                "env": _variables("env_vars", env_vars),
-                "storage": _plain(storage) if storage else _storage(storage_config),
-                "output": _output(output),
+                "resources": arguments.resources(resources_per_worker),
+                "base_model": arguments.model(model_provider_parameters),
+                "dataset": arguments.dataset(dataset_provider_parameters),
+                **arguments.trainer(trainer_parameters),
+                "init_env": arguments.variables("init_env_vars", init_env_vars),
+                "env": arguments.variables("env_vars", env_vars),
+                "storage": arguments.plain(storage)
+                if storage
+                else arguments.storage(storage_config),
+                "output": arguments.output(output),
                 "queue_name": queue_name or None,
-                **({"run_policy": _plain(run_policy)} if run_policy else {}),
-                **({"images": _plain(images)} if images else {}),
+                **({"run_policy": arguments.plain(run_policy)} if run_policy else {}),
+                **({"images": arguments.plain(images)} if images else {}),
             }
         )
         if dry_run:
@@ -218,9 +215,9 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         body = inference.render(
             name,
             base_model,
-            {adapter: _adapter_uri(ref) for adapter, ref in adapters.items()},
+            {adapter: arguments.adapter_uri(ref) for adapter, ref in adapters.items()},
             namespace=namespace,
-            resources=_resources(resources).get("requests"),
+            resources=arguments.resources(resources).get("requests"),
         )
         try:
             self.custom_api.create_namespaced_custom_object(
@@ -289,101 +286,3 @@ def _refused(kind: str, name: str, err: ApiException) -> ConflictError | JobErro
             f"{kind} {name!r} is there already; choose another name or delete it first"
         )
     return JobError(f"the cluster refused the {kind} {name!r} ({err.status}): {message}")
-
-
-def _adapter_uri(ref: str) -> str:
-    """A registry reference as a URI; what has a scheme stays as it is."""
-    return ref if "://" in ref else f"oci://{ref}"
-
-
-def _plain(part: BaseModel) -> dict[str, Any]:
-    return part.model_dump(mode="json", exclude_none=True)
-
-
-def _model(value: Any) -> Any:
-    if value is None:
-        raise SpecError(["model_provider_parameters: is missing; give a URI such as hf://org/name"])
-    if isinstance(value, str):
-        return {"source": value}
-    if isinstance(value, BaseModelSource):
-        return _plain(value)
-    return stock.model_from_stock(vars(value))
-
-
-def _dataset(value: Any) -> Any:
-    if value is None:
-        raise SpecError(
-            ["dataset_provider_parameters: is missing; give a URI such as file:///data/train.jsonl"]
-        )
-    if isinstance(value, str):
-        return {"source": value}
-    if isinstance(value, DatasetSource):
-        return _plain(value)
-    return stock.dataset_from_stock(vars(value))
-
-
-def _trainer(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, TrainerParams):
-        return _plain(value)
-    if not hasattr(value, "lora_config"):
-        raise SpecError(
-            [f"trainer_parameters: give TrainerParams or HuggingFaceTrainerParams, not {value!r}"]
-        )
-    arguments = value.training_parameters
-    defaults = type(arguments)(output_dir=arguments.output_dir).to_dict()
-    return {
-        "method": stock.lora_from_stock(value.lora_config.to_dict()),
-        "training": stock.training_from_stock(arguments.to_dict(), defaults),
-    }
-
-
-def _resources(value: Any) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        amounts = {k.lower(): str(v) for k, v in value.items()}
-        if "gpu" in amounts:
-            amounts["nvidia.com/gpu"] = amounts.pop("gpu")
-        return {"requests": amounts, "limits": amounts}
-    return {
-        key: {k: str(v) for k, v in (getattr(value, key) or {}).items()}
-        for key in ("requests", "limits")
-    }
-
-
-def _variables(where: str, value: Variables) -> list[dict[str, Any]]:
-    if value is None:
-        return []
-    if isinstance(value, Mapping):
-        return [{"name": name, "value": text} for name, text in value.items()]
-    from kubernetes.client import ApiClient
-
-    variables = []
-    for entry in value:
-        plain = ApiClient().sanitize_for_serialization(entry)
-        if not isinstance(plain, Mapping) or "name" not in plain:
-            raise SpecError([f"{where}: a dict or a list of V1EnvVar is wanted, not {entry!r}"])
-        variables.append(
-            {
-                "name": plain["name"],
-                "value": plain.get("value"),
-                "value_from": plain.get("valueFrom", plain.get("value_from")),
-            }
-        )
-    return variables
-
-
-def _storage(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    return {k: v for k, v in (config or {}).items() if v is not None}
-
-
-def _output(value: Output | Registry | str | None) -> dict[str, Any]:
-    if value is None:
-        return {}
-    if isinstance(value, str):
-        return {"registry": {"ref": value}}
-    if isinstance(value, Registry):
-        return {"registry": _plain(value)}
-    return _plain(value)

@@ -8,13 +8,13 @@ import json
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from peftjob.local.conditions import Conditions
 from peftjob.local.store import Body
 
 DEFAULT_PORT = 23456
 PORT_NAME = "pytorchjob-port"
 CONTAINER = "pytorch"
 OPERATOR = "pytorchjob-controller"
-FINISHED = ("Succeeded", "Failed")
 RESTARTABLE_EXIT_CODE = 128
 """With restartPolicy ExitCode, this one and those above are worth another try."""
 
@@ -191,7 +191,7 @@ def plan(job: Body, pods: dict[str, Body], address: Address, now: str, restarts:
         pods: By name; those of this job only.
         restarts: How many pods were made anew so far (restartPolicy ExitCode).
     """
-    conditions = _Conditions(job, now)
+    conditions = Conditions(job, now)
     out = Plan(status=conditions.status)
     status = conditions.status
     run_policy = job["spec"].get("runPolicy") or {}
@@ -229,7 +229,7 @@ def _reconcile(
     job: Body,
     pods: dict[str, Body],
     address: Address,
-    conditions: "_Conditions",
+    conditions: Conditions,
     out: Plan,
     restarts: int,
 ) -> None:
@@ -337,16 +337,6 @@ def seconds_since_end(job: Body, now: str) -> float | None:
     return _seconds_between(end, now) if end else None
 
 
-def has_failed(status: Body) -> bool:
-    conditions = status.get("conditions") or ()
-    return any(c["type"] == "Failed" and c["status"] == "True" for c in conditions)
-
-
-def is_finished(job: Body) -> bool:
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    return any(c["type"] in FINISHED and c["status"] == "True" for c in conditions)
-
-
 def _seconds_between(start: str, end: str) -> float:
     layout = "%Y-%m-%dT%H:%M:%SZ"
     first, last = (datetime.strptime(t, layout).replace(tzinfo=UTC) for t in (start, end))
@@ -374,68 +364,3 @@ def _has_master(job: Body) -> bool:
 
 def _restart_policy(replica: Body) -> str:
     return replica.get("restartPolicy") or "OnFailure"
-
-
-class _Conditions:
-    """A job's status while its conditions change, as commonutil.UpdateJobConditions does it."""
-
-    def __init__(self, job: Body, now: str) -> None:
-        self._job = job
-        self._now = now
-        self.status: Body = json.loads(json.dumps(job.get("status") or {}))
-        self._list: list[Body] = self.status.setdefault("conditions", [])
-
-    @property
-    def finished(self) -> bool:
-        return any(self.has(kind) for kind in FINISHED)
-
-    def has(self, kind: str) -> bool:
-        return any(c["type"] == kind and c["status"] == "True" for c in self._list)
-
-    def text(self, message: str) -> str:
-        metadata = self._job["metadata"]
-        return f"PyTorchJob {metadata['namespace']}/{metadata['name']} {message}"
-
-    def newest_event(self, kind: str = "Normal") -> tuple[str, str, str]:
-        newest = self._list[-1]
-        return kind, newest["reason"], newest["message"]
-
-    def add(self, kind: str, message: str, *, qualified: bool = True) -> bool:
-        """Set a condition to True; whether that was news."""
-        if self.has(kind):
-            return False
-        if qualified:
-            message = self.text(message)
-        elif kind == "Created":
-            message = f"PyTorchJob {self._job['metadata']['name']} {message}"
-        # Running and Restarting exclude each other; an ended job runs no more.
-        opposites = {"Running": ("Restarting",), "Restarting": ("Running",)}
-        for other in opposites.get(kind, ("Running",) if kind in FINISHED else ()):
-            if kind in FINISHED:
-                self._set(other, "False")
-            else:
-                self._list[:] = [c for c in self._list if c["type"] != other]
-        self._list[:] = [c for c in self._list if c["type"] != kind]
-        self._list.append(self._condition(kind, "True", f"PyTorchJob{kind}", message))
-        return True
-
-    def turn_off(self, kind: str, message: str, *, reason: str) -> None:
-        for entry in self._list:
-            if entry["type"] == kind and entry["status"] == "True":
-                off = self._condition(kind, "False", f"PyTorchJob{reason}", self.text(message))
-                entry.update(off)
-
-    def _set(self, kind: str, status: str) -> None:
-        for entry in self._list:
-            if entry["type"] == kind and entry["status"] != status:
-                entry.update(status=status, lastTransitionTime=self._now, lastUpdateTime=self._now)
-
-    def _condition(self, kind: str, status: str, reason: str, message: str) -> Body:
-        return {
-            "type": kind,
-            "status": status,
-            "reason": reason,
-            "message": message,
-            "lastUpdateTime": self._now,
-            "lastTransitionTime": self._now,
-        }

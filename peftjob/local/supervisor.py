@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 from peftjob.local import operator, serving
+from peftjob.local.conditions import has_failed, is_finished
 from peftjob.local.gpus import assign_gpus
 from peftjob.local.operator import Address, Plan
 from peftjob.local.pod import Machine, PodRunner
@@ -135,7 +136,7 @@ class Supervisor:
         for pod in plan.create:
             self._create(job, pod)
         self._job_as_known = self._job()
-        if operator.has_failed(plan.status):
+        if has_failed(plan.status):
             # In a cluster, replicas that are left run on (cleanPodPolicy None): on one machine
             # nobody would notice. Their pods and logs stay.
             for runner in self._runners.values():
@@ -214,7 +215,7 @@ class Supervisor:
             return False
         run_policy = job["spec"].get("runPolicy") or {}
         current = self._job() or job
-        if operator.is_finished(current):
+        if is_finished(current):
             ttl = run_policy.get("ttlSecondsAfterFinished")
             if ttl is None:
                 return True

@@ -1,0 +1,112 @@
+"""What TrainingClient.train takes → fields of a spec: plain values, peftjob's parts, or the stock
+client's parameter objects. Pure; may import stock, spec and errors."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from peftjob import stock
+from peftjob.errors import SpecError
+from peftjob.spec import BaseModelSource, DatasetSource, Output, Registry, TrainerParams
+
+Variables = Mapping[str, str] | Iterable[Any] | None
+"""A dict, or a list of V1EnvVar, as the stock client takes them."""
+
+
+def adapter_uri(ref: str) -> str:
+    """A registry reference as a URI; what has a scheme stays as it is."""
+    return ref if "://" in ref else f"oci://{ref}"
+
+
+def plain(part: BaseModel) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_none=True)
+
+
+def model(value: Any) -> Any:
+    if value is None:
+        raise SpecError(["model_provider_parameters: is missing; give a URI such as hf://org/name"])
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, BaseModelSource):
+        return plain(value)
+    return stock.model_from_stock(vars(value))
+
+
+def dataset(value: Any) -> Any:
+    if value is None:
+        raise SpecError(
+            ["dataset_provider_parameters: is missing; give a URI such as file:///data/train.jsonl"]
+        )
+    if isinstance(value, str):
+        return {"source": value}
+    if isinstance(value, DatasetSource):
+        return plain(value)
+    return stock.dataset_from_stock(vars(value))
+
+
+def trainer(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, TrainerParams):
+        return plain(value)
+    if not hasattr(value, "lora_config"):
+        raise SpecError(
+            [f"trainer_parameters: give TrainerParams or HuggingFaceTrainerParams, not {value!r}"]
+        )
+    arguments = value.training_parameters
+    defaults = type(arguments)(output_dir=arguments.output_dir).to_dict()
+    return {
+        "method": stock.lora_from_stock(value.lora_config.to_dict()),
+        "training": stock.training_from_stock(arguments.to_dict(), defaults),
+    }
+
+
+def resources(value: Any) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, Mapping):
+        amounts = {k.lower(): str(v) for k, v in value.items()}
+        if "gpu" in amounts:
+            amounts["nvidia.com/gpu"] = amounts.pop("gpu")
+        return {"requests": amounts, "limits": amounts}
+    return {
+        key: {k: str(v) for k, v in (getattr(value, key) or {}).items()}
+        for key in ("requests", "limits")
+    }
+
+
+def variables(where: str, value: Variables) -> list[dict[str, Any]]:
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return [{"name": name, "value": text} for name, text in value.items()]
+    from kubernetes.client import ApiClient
+
+    variables = []
+    for entry in value:
+        plain = ApiClient().sanitize_for_serialization(entry)
+        if not isinstance(plain, Mapping) or "name" not in plain:
+            raise SpecError([f"{where}: a dict or a list of V1EnvVar is wanted, not {entry!r}"])
+        variables.append(
+            {
+                "name": plain["name"],
+                "value": plain.get("value"),
+                "value_from": plain.get("valueFrom", plain.get("value_from")),
+            }
+        )
+    return variables
+
+
+def storage(config: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {k: v for k, v in (config or {}).items() if v is not None}
+
+
+def output(value: Output | Registry | str | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"registry": {"ref": value}}
+    if isinstance(value, Registry):
+        return {"registry": plain(value)}
+    return plain(value)

@@ -35,19 +35,18 @@ def command(container: Body, mounts: list[Mount]) -> list[str]:
     Raises:
         NotReadyError: no command, and an image that has no entry point here.
     """
-    args = list(container.get("args") or ())
+    args = [rewrite(part, mounts) for part in container.get("args") or ()]
     if container.get("command"):
-        argv = [*container["command"], *args]
-    else:
-        entry = entry_point(container["image"])
-        if entry is None:
-            raise NotReadyError(
-                "ErrImagePull",
-                f"image {container['image']!r} can't be run without containers: give the container "
-                f"a command, or use one of {known()}",
-            )
-        argv = [*entry, *args]
-    return [rewrite(part, mounts) for part in argv]
+        return [*(rewrite(part, mounts) for part in container["command"]), *args]
+    # Paths of an entry point are this machine's already.
+    entry = entry_point(container["image"])
+    if entry is None:
+        raise NotReadyError(
+            "ErrImagePull",
+            f"image {container['image']!r} can't be run without containers: give the container "
+            f"a command, or use one of {known()}",
+        )
+    return [*entry, *args]
 
 
 @dataclass

@@ -5,7 +5,6 @@ at /mnt/models as KServe's storage initializer leaves it.
 """
 
 import json
-import sys
 from urllib.parse import unquote, urlsplit
 
 from peftjob import contract
@@ -73,7 +72,7 @@ def _model_volume(uri: str) -> tuple[Body, Body | None]:
     fetch = {
         "name": contract.STORAGE_INITIALIZER_CONTAINER,
         "image": "peftjob/storage-initializer",
-        "command": [sys.executable, "-m", "provider", uri, contract.MOUNTED_MODEL_DIR],
+        "command": ["python", "-m", "provider", uri, contract.MOUNTED_MODEL_DIR],
         "volumeMounts": [{"name": VOLUME, "mountPath": contract.MOUNTED_MODEL_DIR}],
     }
     return {"name": VOLUME, "emptyDir": {}}, fetch

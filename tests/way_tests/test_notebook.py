@@ -1,0 +1,58 @@
+"""Jobs and notebooks: a kernel that dies takes nothing along."""
+
+import contextlib
+import os
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+from tests.local_tests.conftest import Cluster
+
+SUBMIT = """
+import os, signal
+from peftjob import LocalCluster, TrainingClient
+client = TrainingClient(cluster=LocalCluster({root!r}))
+
+def train():
+    import time
+    for step in range(30):
+        print("step", step, flush=True)
+        time.sleep(0.1)
+
+client.create_job(name="nb", train_func=train)
+while not client.is_job_running("nb"):
+    pass
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+FIND = """
+from peftjob import LocalCluster, TrainingClient
+client = TrainingClient(cluster=LocalCluster({root!r}))
+job = client.job("nb").wait(timeout_s=60)
+print(job)
+print(job.logs())
+"""
+
+
+def _run(source: str) -> str:
+    """Execute one cell in a kernel of its own; returns what it prints."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+    return "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_second_notebook_finds_the_job_of_a_killed_one(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    root = os.fspath(cluster.local.root)
+    with contextlib.suppress(DeadKernelError, CellExecutionError):
+        _run(SUBMIT.format(root=root))
+    text = _run(FIND.format(root=root))
+    assert "<Job default/nb: Succeeded>" in text
+    assert "step 0\n" in text
+    assert "step 29\n" in text
+    pod = cluster.client.get_job_pods("nb")[0]
+    assert pod.status.container_statuses[0].restart_count == 0

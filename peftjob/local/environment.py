@@ -53,6 +53,9 @@ def build(
     # Replicas meet over loopback, whatever the machine calls itself.
     env.setdefault("GLOO_SOCKET_IFNAME", "lo")
     env.setdefault("OMP_NUM_THREADS", str(threads))
+    # Threads that wait by spinning take each other's cores as soon as there are more of them than
+    # cores: on two cores 25 answers of the runtime took 77 s, and 0.6 s with this.
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     env["HOSTNAME"] = pod["metadata"]["name"]
     env[REGISTRY_DIR_ENV] = str(registry)
     env[TERMINATION_LOG_ENV] = str(termination_log)

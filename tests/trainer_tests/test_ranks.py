@@ -1,0 +1,91 @@
+"""What one rank can't do, all ranks say: the same line, the same code, soon."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import os, sys, time
+import torch, torch.distributed as dist
+from llm_trainer import alarm, ranks as module
+from llm_trainer.failures import describe
+from peftjob.errors import DataError
+alarm.WAIT_S = 3.0
+alarm.LOOK_S = 0.2
+ranks = module.join()
+
+def leave(failure):
+    print(failure.line.split(" (run")[0], failure.exit_code, flush=True)
+    os._exit(0)
+
+ranks.alarm.listen(leave)
+try:
+    {body}
+except module.StopTogetherError as err:
+    leave(err.failure)
+except Exception as err:
+    leave(ranks.explain(err))
+"""
+
+
+def run_two(free_port: Callable[[], int], body: str) -> list[str]:
+    """What each of two ranks says in the end."""
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+    }
+    script = SCRIPT.replace("{body}", body.replace("\n", "\n    "))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            env={**env, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    outs = [process.communicate(timeout=60) for process in processes]
+    assert all(out for out, _ in outs), outs
+    return [out.strip() for out, _ in outs]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_in_a_step_of_all_is_raised_on_all(
+    free_port: Callable[[], int], failing: int
+) -> None:
+    body = f"with ranks.together():\n    if ranks.rank == {failing}: raise DataError('bad row')"
+    assert run_two(free_port, body) == ["bad row 11"] * 2
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_amid_training_reaches_ranks_that_wait_in_a_collective_call(
+    free_port: Callable[[], int], failing: int
+) -> None:
+    body = (
+        f"if ranks.rank == {failing}: raise DataError('rank {failing} fell')\n"
+        "dist.all_reduce(torch.zeros(1))"
+    )
+    assert run_two(free_port, body) == [f"rank {failing} fell 11"] * 2
+
+
+def test_an_error_ends_a_rank_that_hangs(free_port: Callable[[], int]) -> None:
+    began = time.monotonic()
+    body = "if ranks.rank == 0: raise DataError('no more')\ntime.sleep(50)"
+    assert run_two(free_port, body) == ["no more 11"] * 2
+    assert time.monotonic() - began < 30
+
+
+def test_sums_are_of_all_ranks(free_port: Callable[[], int]) -> None:
+    body = "raise DataError(str(ranks.sum([1.5, 2.0 + ranks.rank])))"
+    assert run_two(free_port, body)[0] == "[3.0, 5.0] 11"

@@ -126,7 +126,7 @@ def _get(args: argparse.Namespace) -> int:
     if args.output == "yaml":
         _print_yaml([job.object()])
         return 0
-    from peftjob.terminal import duration, table
+    from peftjob.terminal import duration
 
     rows = [("job", f"{job.namespace}/{job.name}"), ("state", job.describe())]
     history = job.history()
@@ -146,7 +146,9 @@ def _get(args: argparse.Namespace) -> int:
         ]
     elif job.status == "Failed":
         rows.append(("reason", job.failure() or "see its logs"))
-    _console(sys.stdout).print(table(("", ""), rows), highlight=False)
+    # Plain lines: a reference that is broken to fit a column can't be copied.
+    for name, text in rows:
+        print(f"{name:14} {text}")
     return 0
 
 

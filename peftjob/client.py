@@ -224,6 +224,11 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 *INFERENCE_API, namespace, "inferenceservices", body
             )
         except ApiException as err:
+            if err.status == 409:
+                raise ConflictError(
+                    f"a server {name!r} is there already; stop it first "
+                    f"(`peftjob serve {name} --stop`), or choose another name"
+                ) from err
             raise _refused("InferenceService", name, err) from err
         return Service(self, name, namespace)
 

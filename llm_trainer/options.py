@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from peftjob.contract import (
     FAILED_MARKER,
+    INPUTS_STATE_DIR,
     OUTPUT_DIR,
     OUTPUT_ENV,
     REGISTRY_DIR_ENV,
@@ -22,6 +23,9 @@ from peftjob.contract import (
 )
 from peftjob.errors import PermanentError, UsageError
 from peftjob.spec import PeftJobSpec
+
+STATE_FOLDER = Path(INPUTS_STATE_DIR).name
+DATASET_MANIFEST = "dataset.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +97,12 @@ def read(
     """
     args = _parser().parse_args(argv)
     text = env.get(SPEC_ENV)
-    spec = PeftJobSpec.from_json(text) if text else _stock_spec(argv, env, stock_defaults)
     workspace = Path(env.get(WORKSPACE_ENV, WORKSPACE))
+    state_dir = workspace / STATE_FOLDER
+    if text:
+        spec = PeftJobSpec.from_json(text)
+    else:
+        spec = _with_split(_stock_spec(argv, env, stock_defaults), state_dir)
     output = Path(env.get(OUTPUT_ENV, OUTPUT_DIR))
     if not text and not output.is_dir():
         # The stock client mounts no output volume: its one volume is the workspace.
@@ -104,7 +112,7 @@ def read(
         spec=spec,
         model_dir=args.model_dir or workspace / "model",
         dataset_dir=args.dataset_dir or workspace / "dataset",
-        state_dir=workspace / ".peftjob",
+        state_dir=state_dir,
         output_dir=output,
         registry_dir=Path(registry) if registry else None,
         debug=args.debug,
@@ -126,6 +134,15 @@ def _stock_spec(
         pod_name=env.get("HOSTNAME", ""),
         training_defaults=defaults,
     )
+
+
+def _with_split(spec: PeftJobSpec, state_dir: Path) -> PeftJobSpec:
+    """The stock client tells only the init container which split was asked for."""
+    try:
+        split = json.loads((state_dir / DATASET_MANIFEST).read_text()).get("split")
+    except (FileNotFoundError, ValueError):
+        return spec
+    return spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"split": split})})
 
 
 def failed_inputs(state_dir: Path) -> PermanentError | None:

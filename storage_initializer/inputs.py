@@ -21,6 +21,8 @@ class Input:
     """Globs of the files to fetch; empty leaves it to the provider."""
     eval_files: tuple[str, ...] = ()
     """Globs that must match among what was fetched."""
+    split: str | None = None
+    """Written down for the trainer, which the stock client does not tell it."""
     token: str | None = field(default=None, repr=False)
     """For the hub, where the stock client passed one; else HF_TOKEN counts."""
 
@@ -30,7 +32,8 @@ class Input:
 
         A branch stays the same source while it moves: a job that restarts keeps its inputs.
         """
-        text = json.dumps([self.kind, self.uri, self.revision, sorted(self.files)])
+        parts = [self.kind, self.uri, self.revision, sorted(self.files)]
+        text = json.dumps([*parts, self.split] if self.split else parts)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
     def env(self, env: Mapping[str, str]) -> Mapping[str, str]:
@@ -62,6 +65,7 @@ def dataset_input(
     revision: str | None = None,
     files: tuple[str, ...] = (),
     eval_files: tuple[str, ...] = (),
+    split: str | None = None,
     token: str | None = None,
 ) -> Input:
     """The dataset; where the training files are named, the held-out ones are fetched with them."""
@@ -72,5 +76,6 @@ def dataset_input(
         revision=revision,
         files=wanted,
         eval_files=eval_files,
+        split=split,
         token=token,
     )

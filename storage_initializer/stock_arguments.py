@@ -4,8 +4,8 @@
     --dataset_provider hf    --dataset_provider_parameters  {"repo_id": …, "access_token": …, …}
 
 Both names may hold any URI; a bare org/name is the hub's. Beside the stock fields, `revision`, and
-for a dataset `files` and `eval_files`, mean what they mean in a spec. Fields that only the trainer
-needs (transformer_type, num_labels, split) are left to it.
+for a dataset `files` and `eval_files`, mean what they mean in a spec. The split is written
+down for the trainer, which is not told it; transformer_type and num_labels are left to that one.
 
 May import peftjob.errors, provider and storage_initializer.inputs.
 """
@@ -47,6 +47,7 @@ def parse(
             revision=_text("dataset", "revision", dataset),
             files=_globs("files", dataset),
             eval_files=_globs("eval_files", dataset),
+            split=_text("dataset", "split", dataset),
             token=_text("dataset", "access_token", dataset),
         ),
     )

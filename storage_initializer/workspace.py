@@ -84,7 +84,9 @@ class Workspace:
 
     def record(self, item: Input, fetched: Fetched) -> None:
         """Write the input's manifest."""
-        self._write(f"{item.kind}.json", {"source": item.source, **asdict(fetched)})
+        self._write(
+            f"{item.kind}.json", {"source": item.source, "split": item.split, **asdict(fetched)}
+        )
 
     def mark_ready(self, inputs: Inputs) -> None:
         """Write the marker, which says that all inputs are there."""

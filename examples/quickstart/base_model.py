@@ -12,7 +12,6 @@ May import peftjob.errors.
 import argparse
 import ast
 import json
-import os
 import platform
 import shutil
 import sysconfig
@@ -27,6 +26,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
 
 from peftjob.errors import ConflictError, run_main
 
@@ -103,15 +103,16 @@ def make_base_model(
             f"{output} holds files that are no base model of the quickstart; "
             "name another folder, or empty it"
         )
-    beside = output.with_name(f".{output.name}.{os.getpid()}")
-    shutil.rmtree(beside, ignore_errors=True)
+    beside = output.with_name(f".{output.name}.unfinished")
+    shutil.rmtree(beside, ignore_errors=True)  # Of a run that was killed.
     beside.mkdir(parents=True)
     try:
         texts = read_docstrings(Path(sysconfig.get_paths()["stdlib"]))[: recipe.max_docstrings]
         tokenizer = train_tokenizer(texts, recipe)
         model = pretrain(texts, tokenizer, recipe, progress=progress)
         tokenizer.save_pretrained(beside)
-        model.save_pretrained(beside, safe_serialization=True)
+        with _no_bars():
+            model.save_pretrained(beside)
         for path in beside.iterdir():
             path.chmod(0o644)  # safetensors writes 0600, which a container's user can't read.
         (beside / RECIPE_FILE).write_text(made_of, encoding="utf-8")
@@ -276,6 +277,18 @@ def _reproducible(seed: int) -> Iterator[None]:
         finally:
             torch.set_num_threads(threads)
             torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Keep transformers from drawing a bar of its own through the caller's."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _pack(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> torch.Tensor:

@@ -74,12 +74,13 @@ def test_the_stock_client_and_its_own_classes_get_an_adapter_that_is_kept(
             model_provider_parameters=HuggingFaceModelParams(
                 "hf://org/toy", transformers.AutoModelForCausalLM
             ),
-            dataset_provider_parameters=HuggingFaceDatasetParams("org/rows"),
+            dataset_provider_parameters=HuggingFaceDatasetParams("org/rows", split="train[:6]"),
             trainer_parameters=HuggingFaceTrainerParams(arguments, LoraConfig(r=2)),
         )
         client.wait_for_job_conditions("stock", wait_timeout=180, polling_interval=1)
     adapter = cluster.client.job("stock").adapter
     assert oci.inspect(oci.Reference.parse(adapter)).layers
+    assert "training on 6 rows" in cluster.log("stock")
     assert (cluster.local.claim_folder("default", "stock") / "output").is_dir()
 
 

@@ -5,6 +5,7 @@ the verb that needs them, so that `peftjob --help` answers at once.
 """
 
 import argparse
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,14 +99,18 @@ def _verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser
 def _train(args: argparse.Namespace) -> int:
     from peftjob.spec import PeftJobSpec
 
-    spec = PeftJobSpec.parse(_spec_data(args))
+    data = _spec_data(args)
+    spec = PeftJobSpec.parse(data)
     if args.dry_run:
         from peftjob.manifest import render
 
         _print_yaml(render(spec))
         return 0
+    client = _client(args)
+    if "namespace" not in data:
+        spec = spec.model_copy(update={"namespace": client.namespace})
     console = _console()
-    job = _client(args).submit(spec)
+    job = client.submit(spec)
     console.print(f"job {job.name} submitted", highlight=False)
     if args.no_wait:
         return 0
@@ -133,8 +138,14 @@ def _get(args: argparse.Namespace) -> int:
     losses = [(r.step, r.loss) for r in history if r.loss is not None]
     if losses:
         rows.append(("loss", f"{losses[0][1]:.3f} → {losses[-1][1]:.3f}"))
-    if job.status == "Succeeded":
-        result = job.result()
+    status = job.status
+    result, missing = None, None
+    if status == "Succeeded":
+        try:
+            result = job.result()
+        except JobError as err:
+            missing = str(err)
+    if result is not None:
         if result.eval_loss_before is not None and result.eval_loss_after is not None:
             text = f"{result.eval_loss_before:.3f} → {result.eval_loss_after:.3f}"
             rows.append(("held-out loss", text))
@@ -144,7 +155,9 @@ def _get(args: argparse.Namespace) -> int:
             ("base model", result.base_model),
             ("adapter", result.adapter),
         ]
-    elif job.status == "Failed":
+    elif missing is not None:
+        rows.append(("result", missing))
+    elif status == "Failed":
         rows.append(("reason", job.failure() or "see its logs"))
     # Plain lines: a reference that is broken to fit a column can't be copied.
     for name, text in rows:
@@ -153,7 +166,7 @@ def _get(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from peftjob.job import Job
+    from peftjob.job import status_of
     from peftjob.terminal import table
 
     client = _client(args)
@@ -165,8 +178,8 @@ def _list(args: argparse.Namespace) -> int:
     for item in found["items"]:
         metadata = item["metadata"]
         replicas = item["spec"].get("pytorchReplicaSpecs", {}).values()
-        workers = sum(replica.get("replicas", 1) for replica in replicas)
-        state = Job(client, metadata["name"], namespace).status
+        workers = sum(replica.get("replicas") or 1 for replica in replicas)
+        state = status_of(item)
         rows.append((metadata["name"], state, str(workers), metadata["creationTimestamp"]))
     if not rows:
         print(f"no jobs in namespace {namespace!r}")
@@ -179,7 +192,7 @@ def _list(args: argparse.Namespace) -> int:
 def _logs(args: argparse.Namespace) -> int:
     job = _client(args).job(args.name, namespace=args.namespace)
     if args.follow:
-        for line in job.follow(replica=args.replica):
+        for line in job.follow(replica=args.replica, container=args.container):
             print(line, flush=True)
     else:
         print(job.logs(replica=args.replica, container=args.container), end="")
@@ -208,8 +221,13 @@ def _serve(args: argparse.Namespace) -> int:
         _print_yaml([serving_runtime(namespace), body])
         return 0
     service = client.serve(job.name, base_model, adapters, namespace=job.namespace)
-    with _console().status(f"starting the server {job.name}"):
-        url = service.wait()
+    try:
+        with _console().status(f"starting the server {job.name}"):
+            url = service.wait()
+    except JobError:
+        # It would be started again and again, and stand in the way of the next attempt.
+        service.stop()
+        raise
     print(f"{url}/openai/v1")
     return 0
 
@@ -293,9 +311,13 @@ def _scalar(text: str) -> Any:
     import yaml
 
     try:
-        return float(text) if "e" in text.lower() and "." not in text else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
         return text
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 def _put(data: dict[str, Any], path: str, value: Any) -> None:

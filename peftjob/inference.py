@@ -35,7 +35,7 @@ def render(
     Raises:
         UsageError: a name or a source that can't be used.
     """
-    if not NAME_PATTERN.match(name) or len(name) > 63:
+    if not NAME_PATTERN.fullmatch(name) or len(name) > 63:
         raise UsageError(
             f"{name!r} can't name an InferenceService: lower-case letters, digits and '-', "
             "beginning with a letter, at most 63"

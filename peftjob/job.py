@@ -56,9 +56,7 @@ class Job:
     def status(self) -> str:
         """The newest condition that holds: Created, Running, Restarting, Suspended, Succeeded or
         Failed; Pending before the operator saw the job."""
-        conditions = (self.object().get("status") or {}).get("conditions") or ()
-        holding = [c["type"] for c in conditions if c["status"] == "True"]
-        return holding[-1] if holding else "Pending"
+        return status_of(self.object())
 
     def describe(self) -> str:
         """The state in a few words, for people."""
@@ -108,26 +106,35 @@ class Job:
         return self.result().adapter
 
     def logs(self, *, replica: str = "master-0", container: str | None = None) -> str:
-        """What a replica has printed so far; `container` None is the main one."""
+        """What a replica has printed so far; `container` None is the main one.
+
+        Raises:
+            NotFoundError: the job has no such replica or container, or it has not started.
+        """
+        self._check(replica, container)
         return "".join(self._read_log(replica, container, follow=False))
 
-    def follow(self, *, replica: str = "master-0") -> Iterator[str]:
-        """The lines of a replica's main container as they come, until it ends.
+    def follow(self, *, replica: str = "master-0", container: str | None = None) -> Iterator[str]:
+        """The lines of a replica's container as they come, until the job ends.
 
-        Begins when the replica does, and goes on with its next run where it is restarted.
+        Begins when the container does, and goes on with its next run where it is restarted.
+
+        Raises:
+            NotFoundError: the job has no such replica or container.
         """
+        self._check(replica, container)
+        seen = None
         while True:
-            try:
-                for line in self._read_log(replica, None, follow=True):
+            ended = self.status in ENDED
+            run = self._newest_run(replica, container or contract.TRAINER_CONTAINER)
+            if run is not None and run != seen:
+                seen = run
+                for line in self._read_log(replica, container, follow=True):
                     yield line.rstrip("\n")
-            except NotFoundError:
-                if self.status in ENDED:
-                    return
-                time.sleep(POLL_S)
-                continue
-            if self.status in ENDED:
+            elif ended:
                 return
-            time.sleep(POLL_S)
+            else:
+                time.sleep(POLL_S)
 
     def wait(
         self, *, timeout_s: float | None = None, on_poll: Callable[["Job"], None] | None = None
@@ -175,6 +182,43 @@ class Job:
         client = self._client
         pods = client.get_job_pods(self.name, namespace=self.namespace)
         return [client.core_api.api_client.sanitize_for_serialization(pod) for pod in pods]
+
+    def _check(self, replica: str, container: str | None) -> None:
+        specs = self.object()["spec"]["pytorchReplicaSpecs"]
+        names = {
+            f"{kind.lower()}-{index}": spec["template"]["spec"]
+            for kind, spec in specs.items()
+            for index in range(spec.get("replicas") or 1)
+        }
+        if replica not in names:
+            raise NotFoundError(
+                f"job {self.name!r} has no replica {replica!r}; it has {', '.join(names)}"
+            )
+        pod = names[replica]
+        containers = [c["name"] for c in (pod.get("initContainers") or []) + pod["containers"]]
+        if container is not None and container not in containers:
+            raise NotFoundError(
+                f"replica {replica!r} of job {self.name!r} has no container {container!r}; it has "
+                + ", ".join(containers)
+            )
+
+    def _newest_run(self, replica: str, container: str) -> tuple[str, int] | None:
+        """(pod uid, restarts before it) of the newest run of a container; None before the first."""
+        for pod in self._pods():
+            if pod["metadata"]["name"] != f"{self.name}-{replica}":
+                continue
+            status = pod["status"]
+            for entry in [
+                *(status.get("containerStatuses") or ()),
+                *(status.get("initContainerStatuses") or ()),
+            ]:
+                if entry["name"] == container:
+                    uid, restarts = pod["metadata"]["uid"], int(entry["restartCount"])
+                    if set(entry.get("state") or {}) & {"running", "terminated"}:
+                        return uid, restarts
+                    if (entry.get("lastState") or {}).get("terminated"):
+                        return uid, restarts - 1
+        return None
 
     def _before_training(self) -> str:
         for pod in self._pods():
@@ -238,6 +282,13 @@ class Job:
                 yield line.decode(errors="replace") + "\n"
         if rest:
             yield rest.decode(errors="replace")
+
+
+def status_of(job: dict[str, Any]) -> str:
+    """The newest condition of a PyTorchJob that holds; Pending where none does yet."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    holding = [c["type"] for c in conditions if c["status"] == "True"]
+    return str(holding[-1]) if holding else "Pending"
 
 
 def api_message(err: Any) -> str:

@@ -222,9 +222,9 @@ class RunPolicy(Part):
     """Seconds after which the job is failed."""
     ttl_after_finished_s: int | None = Field(default=None, ge=0)
     """Seconds after its end at which the job is deleted; None keeps it."""
-    clean_pod_policy: Literal["None", "Running", "All"] = "Running"
+    clean_pod_policy: Literal["None", "Running"] = "Running"
     """Which pods go when the job has ended. Running frees the GPUs of replicas that hang, and
-    keeps the logs of those that ended."""
+    keeps the logs of those that ended. (The operator's All would take the job's result along.)"""
     suspend: bool = False
     """Create the job without starting it."""
 
@@ -260,7 +260,7 @@ class PeftJobSpec(Part):
     @field_validator("name")
     @classmethod
     def _name_fits_the_operator(cls, name: str) -> str:
-        if not NAME_PATTERN.match(name):
+        if not NAME_PATTERN.fullmatch(name):
             raise ValueError(
                 f"{name!r} is no job name: lower-case letters, digits and '-', beginning with a "
                 "letter and not ending with '-'"
@@ -271,6 +271,15 @@ class PeftJobSpec(Part):
                 "names are derived from it"
             )
         return name
+
+    @field_validator("namespace")
+    @classmethod
+    def _namespace_is_a_label(cls, namespace: str) -> str:
+        if not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+            raise ValueError(
+                f"{namespace!r} is no namespace: lower-case letters, digits and '-', at most 63"
+            )
+        return namespace
 
     @classmethod
     def parse(cls, data: Any) -> Self:

@@ -8,12 +8,15 @@ again the next time. The last line is one JSON object, also in result.json in th
 
 import argparse
 import json
+import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
+from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -28,7 +31,7 @@ from peftjob import (
     TrainingClient,
     oci,
 )
-from peftjob.errors import JobError, NotFoundError, run_main
+from peftjob.errors import NotFoundError, run_main
 from peftjob.inference import model_name
 from peftjob.job import Job
 from peftjob.progress import Result
@@ -72,6 +75,8 @@ class Steps:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     args = _parser().parse_args(argv)
+    # As Ctrl-C does: what was started is stopped on the way out.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_main(lambda: _run(args), debug=args.debug)
 
 
@@ -160,7 +165,7 @@ def _dataset(uri: str | None, folder: Path, console: Console) -> tuple[DatasetSo
         if not uri.startswith("file://"):
             console.print(f"  {uri} (questions are asked of file:// datasets only)")
             return DatasetSource(source=uri, eval_fraction=0.1), []
-        path = Path(uri.removeprefix("file://"))
+        path = Path(unquote(urlsplit(uri).path))
         pairs = read_pairs(path) if path.is_file() else []
         return DatasetSource(source=uri, eval_fraction=0.1), pairs[:QUESTIONS]
     dataset.make_dataset(folder)
@@ -193,8 +198,12 @@ def _train(
         trainer_parameters=RECIPE,
         output=Registry(ref=registry) if registry else None,
     )
-    with TrainingBar(console) as bar:
-        job.wait(on_poll=bar.update)
+    try:
+        with TrainingBar(console) as bar:
+            job.wait(on_poll=bar.update)
+    except KeyboardInterrupt:
+        job.delete()
+        raise
     for pod in client.get_job_pod_names(JOB):
         console.print(f"  pod {pod}", style="dim")
     return job, job.result()
@@ -214,7 +223,7 @@ def _serve(client: TrainingClient, job: Job, model: str, adapter: str, console: 
     service: Service = client.serve(JOB, model, {job.name: adapter})
     try:
         url = service.wait(timeout_s=120)
-    except (JobError, KeyboardInterrupt):
+    except BaseException:
         service.stop()
         raise
     console.print(f"  {url}/openai/v1 answers as {model_name(model)} and as {JOB}")
@@ -257,14 +266,14 @@ def _show(
     ):
         console.print(f"  {title:16} {text}", markup=False)
     command = Path(sys.executable).parent / "peftjob"
-    local = f"--home {_relative(home / 'cluster')}"
-    peftjob = _relative(command)
-    question = shown[0].question if shown else "What is a Pod?"
+    local = f"--home {shlex.quote(_relative(home / 'cluster'))}"
+    peftjob = shlex.quote(_relative(command))
+    question = shlex.quote(shown[0].question if shown else "What is a Pod?")
     console.print("\nGo on with")
     for title, text in (
         (
             "ask it yourself",
-            f'{peftjob} serve {JOB} {local} && {peftjob} ask {JOB} "{question}" {local}',
+            f"{peftjob} serve {JOB} {local} && {peftjob} ask {JOB} {question} {local}",
         ),
         ("see the job", f"{peftjob} get {JOB} {local}"),
         ("stop the server", f"{peftjob} serve {JOB} --stop {local}"),

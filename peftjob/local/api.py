@@ -18,8 +18,8 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.client.rest import ApiException
 
 from peftjob.local.selectors import matches_fields, matches_labels
-from peftjob.local.store import ApiError, Body, Store, now
-from peftjob.local.webhook import admit
+from peftjob.local.store import ApiError, Body, Store, generated_name, now
+from peftjob.local.webhook import admit, check_names
 
 _PATH = re.compile(
     r"^/(?:api/(?P<core>v1)|apis/(?P<group>[^/]+)/(?P<version>[^/]+))"
@@ -186,6 +186,7 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
     def _watch(self, plural: str, namespace: str | None, query: dict[str, str]) -> Iterator[bytes]:
         """Changes as they come, a JSON object a line, until timeoutSeconds (else for good)."""
         since = int(query.get("resourceVersion") or 0)
+        from_the_beginning = since == 0
         seen: set[str] = set()
         if since:
             seen = {b["metadata"]["uid"] for b in self._store.all(plural, namespace)}
@@ -196,8 +197,11 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
                 metadata = body["metadata"]
                 if namespace not in (None, metadata["namespace"]) or not _selected(body, query):
                     continue
-                if change == "MODIFIED" and metadata["uid"] not in seen:
-                    change = "ADDED"
+                if metadata["uid"] not in seen:
+                    if change == "MODIFIED":
+                        change = "ADDED"
+                    elif from_the_beginning:
+                        continue
                 seen.add(metadata["uid"])
                 yield json.dumps({"type": change, "object": body}).encode() + b"\n"
             time.sleep(WATCH_POLL_S)
@@ -224,6 +228,10 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
             raise ApiError(400, "BadRequest", f"a {body['kind']} can't be created as a {kind}")
         fresh = {**body, "apiVersion": version, "kind": kind}
         fresh.pop("status", None)
+        metadata = dict(fresh.get("metadata") or {})
+        metadata["name"] = metadata.get("name") or generated_name(metadata)
+        fresh["metadata"] = metadata
+        check_names(namespace, metadata["name"])
         admit(plural, fresh)
         if query.get("dryRun"):
             return fresh

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from peftjob.errors import PermanentError
 from peftjob.local.api import LocalApiClient
 from peftjob.local.pod import pod_folder
 from peftjob.local.store import ApiError, Body, Store, Supervised
+from peftjob.local.supervisor import lock_path
 from peftjob.local.volumes import Volumes
 
 HOME_ENV = "PEFTJOB_LOCAL_HOME"
@@ -62,7 +64,13 @@ class LocalCluster:
                 f"can't make the local cluster's folder {self.root}: {err.strerror}; name another "
                 f"with LocalCluster(root=...) or ${HOME_ENV}"
             ) from err
-        self._store = Store(self.root / "cluster.db")
+        try:
+            self._store = Store(self.root / "cluster.db")
+        except sqlite3.DatabaseError as err:
+            raise PermanentError(
+                f"{self.root / 'cluster.db'} can't be read: {err}; move the folder away, or name "
+                f"another with LocalCluster(root=...) or ${HOME_ENV}"
+            ) from err
         self._volumes = Volumes(self.root, self._store)
         self.api_client = LocalApiClient(
             self._store, logs=self._logs, changed=self.ensure_supervisors, removed=self._removed
@@ -90,8 +98,7 @@ class LocalCluster:
     def ensure_supervisors(self) -> None:
         """Start a supervisor for everything that needs one and has none."""
         for work in self._store.unsupervised():
-            path = self.root / "supervisors" / f"{work.uid}.lock"
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(lock_path(self.root, work.uid), os.O_RDWR | os.O_CREAT, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -112,7 +119,7 @@ class LocalCluster:
             subprocess.run(
                 [
                     *(sys.executable, "-c", _DETACH),
-                    *(str(self.root), work.uid, work.plural, work.namespace, work.name),
+                    *(str(lock), str(self.root), work.uid, work.plural, work.namespace, work.name),
                 ],
                 cwd=self.root,
                 stdin=subprocess.DEVNULL,

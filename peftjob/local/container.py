@@ -122,14 +122,14 @@ def start(
         "read_only": sorted({str(m.folder) for m in mounts if m.read_only}),
         "grace_s": grace_s,
         "alive_lock": str(pod_folder / ALIVE_LOCK),
-        "report": str(scratch.with_suffix(".report.json")),
+        "report": f"{scratch}.report.json",
     }
-    config_path = scratch.with_suffix(".config.json")
+    config_path = f"{scratch}.config.json"
     # The environment may hold secrets: for this user's eyes only.
     with os.fdopen(os.open(config_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
         json.dump(config, file)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(SHIM), str(config_path)],
+        [sys.executable, "-I", "-S", str(SHIM), config_path],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=log.open("ab"),

@@ -54,6 +54,19 @@ def pod_folder(root: Path, pod: Body) -> Path:
     return root / "jobs" / owner / f"{metadata['name']}.{metadata['uid'][:8]}"
 
 
+def left_over(folder: Path) -> bool:
+    """Whether processes that a killed supervisor began for that pod are still ending."""
+    path = folder / containers.ALIVE_LOCK
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 class _Slot:
     """One container of the pod over all its runs."""
 
@@ -88,7 +101,10 @@ class PodRunner:
         for slot in (*self._init, *self._main):
             slot.restarts = (restarts or {}).get(slot.spec["name"], 0)
         self._policy = spec.get("restartPolicy") or "Always"
-        self._grace_s = float(spec.get("terminationGracePeriodSeconds", containers.DEFAULT_GRACE_S))
+        self.restarts_in_place = True
+        """Whether the restartPolicy still counts."""
+        grace_s = spec.get("terminationGracePeriodSeconds")
+        self._grace_s = float(containers.DEFAULT_GRACE_S if grace_s is None else grace_s)
         self._started = now()
         self._initialized = False
         self._waiting: NotReadyError | None = None
@@ -141,7 +157,7 @@ class PodRunner:
     def _advance(self) -> None:
         if message := (self.pod["metadata"].get("annotations") or {}).get(UNSCHEDULABLE):
             raise NotReadyError("Unschedulable", message)
-        if self._left_over():
+        if not self.alive and left_over(self.folder):
             return
         for slot in self._init:
             if not slot.done:
@@ -160,18 +176,6 @@ class PodRunner:
         if all(slot.done for slot in self._main):
             codes = [slot.state["terminated"]["exitCode"] for slot in self._main]
             self._phase = "Failed" if any(codes) else "Succeeded"
-
-    def _left_over(self) -> bool:
-        """Whether processes of a killed supervisor's run of this pod are still ending."""
-        path = self.folder / containers.ALIVE_LOCK
-        if self.alive or not path.exists():
-            return False
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
 
     def _start(self, slot: _Slot) -> None:
         if time.monotonic() < slot.resume_at:
@@ -219,7 +223,7 @@ class PodRunner:
         slot.run = None
         code = state["terminated"]["exitCode"]
         is_init = slot in self._init
-        again = not self._terminating and (
+        again = (self.restarts_in_place and not self._terminating) and (
             (self._policy == "Always" and not (is_init and code == 0))
             or (self._policy == "OnFailure" and code != 0)
         )

@@ -13,7 +13,11 @@ class Probe:
         probe = container.get("readinessProbe") or {}
         get = probe.get("httpGet") or {}
         self._path = get.get("path")
-        self._port = int(get.get("port") or 0)
+        named = {
+            entry.get("name"): entry["containerPort"] for entry in container.get("ports") or ()
+        }
+        port = get.get("port") or 0
+        self._port = int(named.get(port, port))
         self._period_s = float(probe.get("periodSeconds") or 10)
         self._timeout_s = float(probe.get("timeoutSeconds") or 1)
         self._next = 0.0

@@ -8,8 +8,8 @@ It stands between the supervisor and the process because of three things a plain
 - volumes mounted `readOnly` are read-only for the process, in a mount namespace of its own.
 
 CONFIG.json: argv, env, cwd, log, parent (pid), read_only (folders), grace_s, alive_lock, report.
-The report ({"read_only_enforced": bool, "error": str | null}) is written before the start; the
-exit status is the process's own, or 128 + the signal that ended it.
+The report ({"read_only_enforced": bool}) is written once the process has started; the exit status
+is the process's own, or 128 + the signal that ended it.
 """
 
 import contextlib
@@ -35,6 +35,8 @@ POLL_S = 0.02
 def main(config_path: str) -> int:
     with open(config_path) as file:
         config = json.load(file)
+    # It holds the environment, and with it secrets: on disk for no longer than it takes.
+    os.unlink(config_path)
     libc = ctypes.CDLL(None, use_errno=True)
     # Held until this process ends; close-on-exec keeps the container's process from holding it.
     alive = os.open(config["alive_lock"], os.O_RDWR | os.O_CREAT, 0o600)

@@ -17,6 +17,9 @@ from typing import Any
 
 Body = dict[str, Any]
 
+REMEMBERED_VERSIONS = 5000
+"""For how many versions a watch still learns of a deletion."""
+
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS objects (
     plural TEXT, namespace TEXT, name TEXT, uid TEXT, version INTEGER, body TEXT,
@@ -98,7 +101,7 @@ class Store:
         """
         body = json.loads(json.dumps(body))
         metadata = body.setdefault("metadata", {})
-        name = metadata.get("name") or _generated_name(metadata)
+        name = metadata["name"]
         metadata.update(
             name=name,
             namespace=namespace,
@@ -190,6 +193,7 @@ class Store:
             )
             record = (_next_version(db), plural, json.dumps(body))
             db.execute("INSERT INTO deleted VALUES (?, ?, ?)", record)
+            db.execute("DELETE FROM deleted WHERE version < ?", (record[0] - REMEMBERED_VERSIONS,))
         return body
 
     def owned(self, plural: str, uid: str) -> list[Body]:
@@ -214,7 +218,7 @@ class Store:
             db.execute("UPDATE supervised SET done = ? WHERE uid = ?", (int(done), uid))
 
 
-def _generated_name(metadata: Body) -> str:
+def generated_name(metadata: Body) -> str:
     prefix = metadata.get("generateName")
     if not prefix:
         raise ApiError(422, "Invalid", "metadata.name: Required value: name or generateName")

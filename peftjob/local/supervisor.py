@@ -7,13 +7,14 @@ of anybody notices when it was killed and starts another, which goes on from wha
 
 import ctypes
 import errno
+import fcntl
 import os
 import random
 import shutil
 import signal
 import socket
-import sys
 import time
+import traceback
 import uuid
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +24,7 @@ from peftjob.local import operator, serving
 from peftjob.local.conditions import has_failed, is_finished
 from peftjob.local.gpus import assign_gpus
 from peftjob.local.operator import Address, Plan
-from peftjob.local.pod import Machine, PodRunner
+from peftjob.local.pod import Machine, PodRunner, left_over, pod_folder
 from peftjob.local.shim import PR_SET_CHILD_SUBREAPER
 from peftjob.local.store import ApiError, Body, Store, Supervised, now
 from peftjob.local.volumes import Volumes
@@ -56,7 +57,18 @@ class Supervisor:
         self._owner = {"apiVersion": api_version, "kind": kind, "name": work.name, "uid": work.uid}
 
     def run(self) -> None:
-        """Look after the job until it needs it no more."""
+        """Look after the job until it needs it no more.
+
+        What can't be done with it, by whatever error, fails it: the next supervisor would only
+        meet the same.
+        """
+        try:
+            self._run()
+        except Exception as err:
+            traceback.print_exc()
+            self._give_up(f"{type(err).__name__}: {' '.join(str(err).split())}")
+
+    def _run(self) -> None:
         if self._job() is not None:
             self._adopt()
         seen, look_again_at = -1, 0.0
@@ -87,6 +99,19 @@ class Supervisor:
             return True
         self._store.set_done(self._work.uid, done=False)
         return False
+
+    def _give_up(self, reason: str) -> None:
+        """Fail the job, end its processes, and leave it at that."""
+        message = f"the local cluster can't run it: {reason}"
+        log = self._root / "supervisors" / f"{self._work.uid}.log"
+        status = partial(_set_failed, message=f"{message} (the supervisor's log is {log})")
+        self._write(self._work.plural, self._work.name, status)
+        while any(runner.alive for runner in self._runners.values()):
+            for runner in self._runners.values():
+                runner.terminate()
+                runner.step()
+            time.sleep(POLL_S)
+        self._store.set_done(self._work.uid, done=True)
 
     def _job(self) -> Body | None:
         work = self._work
@@ -119,7 +144,7 @@ class Supervisor:
             runner = self._runners.get(name)
             if runner and runner.alive:
                 runner.terminate()
-            else:
+            elif not left_over(pod_folder(self._root, pod)):
                 self._runners.pop(name, None)
                 self._store.delete("pods", self._work.namespace, name)
 
@@ -136,11 +161,13 @@ class Supervisor:
         for pod in plan.create:
             self._create(job, pod)
         self._job_as_known = self._job()
-        if has_failed(plan.status):
-            # In a cluster, replicas that are left run on (cleanPodPolicy None): on one machine
-            # nobody would notice. Their pods and logs stay.
-            for runner in self._runners.values():
+        # In a cluster, replicas of an ended job that are left run on and restart for ever
+        # (cleanPodPolicy None): on one machine nobody would notice. Their pods and logs stay.
+        for runner in self._runners.values():
+            if has_failed(plan.status):
                 runner.terminate()
+            elif is_finished({"status": plan.status}):
+                runner.restarts_in_place = False
 
     def _create(self, job: Body, pod: Body) -> None:
         name = pod["metadata"]["name"]
@@ -206,23 +233,22 @@ class Supervisor:
                 self._run_pod(pod, counts)
 
     def _nothing_left(self, job: Body) -> bool:
+        if self._work.plural != "pytorchjobs":
+            return False
+        run_policy = job["spec"].get("runPolicy") or {}
+        current = self._job() or job
+        finished = is_finished(current)
+        ttl = run_policy.get("ttlSecondsAfterFinished")
+        if finished and ttl is not None:
+            if (operator.seconds_since_end(current, now()) or 0) >= ttl:
+                self._store.delete(self._work.plural, self._work.namespace, self._work.name)
+            return False
         if any(not runner.ended for runner in self._runners.values()):
             return False
         pods = self._pods()
         if any(pod["metadata"].get("deletionTimestamp") for pod in pods.values()):
             return False
-        if self._work.plural != "pytorchjobs":
-            return False
-        run_policy = job["spec"].get("runPolicy") or {}
-        current = self._job() or job
-        if is_finished(current):
-            ttl = run_policy.get("ttlSecondsAfterFinished")
-            if ttl is None:
-                return True
-            if (operator.seconds_since_end(current, now()) or 0) >= ttl:
-                self._store.delete(self._work.plural, self._work.namespace, self._work.name)
-            return False
-        return bool(run_policy.get("suspend")) and not pods
+        return finished or (bool(run_policy.get("suspend")) and not pods)
 
     def _remove_everything(self) -> bool:
         """After a deletion: end the pods, then remove what the job owned. True when all is gone."""
@@ -332,11 +358,43 @@ def _free_port() -> int:
     raise OSError(errno.EADDRINUSE, f"no free port between {PORTS[0]} and {PORTS[-1]}")
 
 
-def main(root: str, uid: str, plural: str, namespace: str, name: str) -> None:
-    """Entry of the detached process (see `cluster.start_supervisor`)."""
+def _set_failed(body: Body, message: str) -> None:
+    status = body.setdefault("status", {})
+    stamp = now()
+    for kind, value in (("Failed", "True"), ("PredictorReady", "False"), ("Ready", "False")):
+        if (kind == "Failed") == (body["kind"] == "PyTorchJob"):
+            entry = {"type": kind, "status": value, "reason": "InvalidPod", "message": message}
+            others = [c for c in status.get("conditions") or () if c["type"] != kind]
+            status["conditions"] = [*others, {**entry, "lastTransitionTime": stamp}]
+    for entry in status["conditions"]:
+        if entry["type"] == "Running":
+            entry["status"] = "False"
+    status["completionTime"] = stamp
+
+
+def lock_path(root: Path, uid: str) -> Path:
+    """Whoever holds a lock on this file looks after the object."""
+    return root / "supervisors" / f"{uid}.lock"
+
+
+def main(lock: str, root: str, uid: str, plural: str, namespace: str, name: str) -> None:
+    """Entry of the detached process.
+
+    Args:
+        lock: Number of the open file, locked by who started this process (see `cluster`).
+    """
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    Supervisor(Path(root), Supervised(uid, plural, namespace, name)).run()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+    held = int(lock)
+    work = Supervised(uid, plural, namespace, name)
+    store = Store(Path(root) / "cluster.db")
+    while True:
+        Supervisor(Path(root), work).run()
+        os.close(held)
+        # Who wrote something while the lock was still held has started nobody for it.
+        if work not in store.unsupervised():
+            return
+        held = os.open(lock_path(Path(root), uid), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from peftjob.errors import NotFoundError
 from tests.local_tests.conftest import Cluster, processes
 from tests.until import until
 
@@ -170,6 +171,29 @@ def test_the_deadline_ends_a_job_and_its_stubborn_processes(cluster: Cluster) ->
 def test_a_finished_job_is_deleted_after_its_time_to_live(cluster: Cluster) -> None:
     cluster.create("ttl", "true", run_policy={"ttlSecondsAfterFinished": 1})
     until(lambda: not cluster.client.list_jobs(), timeout_s=15)
+
+
+def test_the_time_to_live_does_not_wait_for_other_replicas(cluster: Cluster) -> None:
+    cluster.create("ttl", "true", worker="sleep 60", run_policy={"ttlSecondsAfterFinished": 1})
+    until(lambda: not cluster.client.list_jobs(), timeout_s=15)
+
+
+def test_following_shows_every_run_of_a_container_once(cluster: Cluster) -> None:
+    once = "echo try; mkdir /work/x 2>/dev/null && exit 1; echo through"
+    volumes = {"volumes": [{"name": "v", "emptyDir": {}}]}
+    mount = {"volumeMounts": [{"name": "v", "mountPath": "/work"}]}
+    cluster.create("again", once, pod=volumes, container=mount)
+    lines = list(cluster.client.job("again").follow())
+    assert lines == ["try", "try", "through"]
+
+
+def test_a_replica_or_container_that_is_not_there_is_named(cluster: Cluster) -> None:
+    cluster.create("one", "true")
+    job = cluster.client.job("one")
+    with pytest.raises(NotFoundError, match="it has master-0"):
+        job.logs(replica="worker-3")
+    with pytest.raises(NotFoundError, match="it has pytorch"):
+        next(job.follow(container="sidecar"))
 
 
 @pytest.mark.parametrize(("policy", "left"), [("None", 2), ("Running", 1), ("All", 0)])

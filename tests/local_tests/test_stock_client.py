@@ -118,7 +118,7 @@ def test_a_stale_update_is_a_conflict(cluster: Cluster) -> None:
 
 
 def test_the_webhook_refuses_what_the_operators_does(cluster: Cluster) -> None:
-    job = pytorchjob("Bad_name", "true")
+    job = pytorchjob("1bad", "true")
     job["spec"]["pytorchReplicaSpecs"]["Chief"] = {}
     job["spec"]["pytorchReplicaSpecs"]["Master"]["replicas"] = 2
     with pytest.raises(ApiException) as caught:
@@ -126,8 +126,30 @@ def test_the_webhook_refuses_what_the_operators_does(cluster: Cluster) -> None:
             "kubeflow.org", "v1", "default", "pytorchjobs", job
         )
     assert caught.value.status == 403
-    for text in ("Bad_name", "Chief", "must be 1"):
+    for text in ("1bad", "Chief", "must be 1"):
         assert text in caught.value.body
+
+
+@pytest.mark.parametrize(("namespace", "name"), [("default", "../../x"), ("Bad/ns", "x")])
+def test_names_that_could_leave_the_folder_are_refused(
+    cluster: Cluster, namespace: str, name: str
+) -> None:
+    with pytest.raises(ApiException) as caught:
+        cluster.client.core_api.create_namespaced_persistent_volume_claim(
+            namespace, {"metadata": {"name": name}, "spec": {}}
+        )
+    assert caught.value.status in (404, 422)
+
+
+def test_a_watch_from_the_beginning_tells_nothing_of_what_is_gone(cluster: Cluster) -> None:
+    from kubernetes.watch import Watch
+
+    core = cluster.client.core_api
+    for name in ("gone", "here"):
+        core.create_namespaced_config_map("default", {"metadata": {"name": name}})
+    core.delete_namespaced_config_map("gone", "default")
+    events = list(Watch().stream(core.list_namespaced_config_map, "default", timeout_seconds=1))
+    assert [(e["type"], e["object"].metadata.name) for e in events] == [("ADDED", "here")]
 
 
 def test_a_job_outlives_the_process_that_submitted_it(

@@ -3,6 +3,8 @@
 import os
 import signal
 
+import pytest
+
 from tests.local_tests.conftest import Cluster, processes
 from tests.until import until
 
@@ -28,6 +30,51 @@ def test_a_job_that_may_not_restart_fails_honestly_after_a_killed_supervisor(
     cluster.kill_supervisor("once")
     cluster.wait("once", "Failed")
     assert not [args for _, args in processes() if args.startswith("sleep 100")]
+
+
+def test_work_that_comes_while_a_supervisor_exits_is_done_without_another_call(
+    cluster: Cluster,
+) -> None:
+    for number in range(4):
+        cluster.create(f"brief{number}", "true")
+        until(lambda: not cluster.local.supervised())
+        cluster.client.delete_job(f"brief{number}")
+    folder = cluster.local.root / "jobs"
+    until(lambda: not list(folder.iterdir()))
+
+
+def test_a_job_that_can_not_be_run_fails_with_the_reason(cluster: Cluster) -> None:
+    cluster.create("odd", "true", container={"env": [{"name": "A", "value": 5}]})
+    cluster.wait("odd", "Failed")
+    assert "TypeError" in (cluster.client.job("odd").failure() or "")
+    until(lambda: not cluster.local.supervised())
+
+
+def test_a_deleted_job_keeps_its_claims_until_its_last_process_has_ended(
+    cluster: Cluster,
+) -> None:
+    command = "trap '' TERM; for i in {1..30}; do sleep 0.1; done; sleep 5678"
+    cluster.create("stubborn", command, pod={"terminationGracePeriodSeconds": 2})
+    cluster.wait("stubborn", "Running")
+    cluster.kill_supervisor("stubborn")
+    cluster.client.delete_job("stubborn")
+    root = str(cluster.local.root)
+
+    def gone() -> bool:
+        return not cluster.client.core_api.list_namespaced_pod("default").items
+
+    until(gone)
+    assert not [args for _, args in processes() if root in args and "shim" in args]
+
+
+def test_no_secret_of_the_environment_stays_on_disk(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("A_TOKEN", "canary-s3cr3t")
+    cluster.create("quiet", "sleep 1")
+    cluster.wait("quiet", "Succeeded")
+    files = [path for path in cluster.local.root.rglob("*") if path.is_file()]
+    assert not [path for path in files if b"canary-s3cr3t" in path.read_bytes()]
 
 
 def test_killing_the_shim_ends_the_container_too(cluster: Cluster) -> None:

@@ -31,6 +31,20 @@ def test_dry_run_prints_the_manifest_and_needs_no_cluster() -> None:
     assert '"learning_rate":0.001' in out.stdout
 
 
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("training.learning_rate=1e-3", '"learning_rate":0.001'),
+        ("training.seed=7", '"seed":7'),
+        ("method.use_rslora=true", '"use_rslora":true'),
+        ("method.target_modules=[q_proj,gate_proj]", '"target_modules":["q_proj","gate_proj"]'),
+        ("labels.team=e1.5", '"team":"e1.5"'),
+    ],
+)
+def test_a_setting_is_read_as_yaml_is(setting: str, expected: str) -> None:
+    assert expected in run("train", *MINIMAL, "--set", setting, "--dry-run").stdout
+
+
 def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("name: a\nbase_model: {source: hf://a/b}\ndataset: {source: file:///d}\n")
@@ -82,6 +96,7 @@ def test_list_get_logs_and_delete_show_a_job(cluster: Cluster) -> None:
     assert "shell" in run("list", *home).stdout
     assert "Succeeded" in run("list", *home).stdout
     assert yaml.safe_load(run("get", "shell", "-o", "yaml", *home).stdout)["kind"] == "PyTorchJob"
+    assert "left no result" in run("get", "shell", *home).stdout
     assert run("delete", "shell", *home).stdout == "job shell deleted\n"
     assert run("get", "shell", *home).returncode == 3
 

@@ -5,8 +5,8 @@ The launcher calls this by itself where an earlier try trained and saved but cou
 
 from llm_trainer import lineage, publish
 from llm_trainer.options import Job
-from llm_trainer.progress_lines import Lines
 from llm_trainer.publish import Trained
+from llm_trainer.watch.lines import Lines
 from peftjob.errors import write_termination_log
 from peftjob.progress import Result, to_line
 

@@ -8,13 +8,15 @@ import torch
 import torch.distributed as dist
 from transformers import set_seed
 
-from llm_trainer import dataset, model, options, publish
+from llm_trainer import options, publish
+from llm_trainer.data import dataset
 from llm_trainer.finish import finish
+from llm_trainer.model import load as model
 from llm_trainer.options import Job
-from llm_trainer.plan import Plan
-from llm_trainer.progress_lines import Lines
 from llm_trainer.publish import Trained
 from llm_trainer.ranks import Ranks
+from llm_trainer.train.plan import Plan
+from llm_trainer.watch.lines import Lines
 
 log = logging.getLogger("llm_trainer")
 
@@ -57,7 +59,7 @@ def _train(job: Job, ranks: Ranks, started: float) -> Trained:
         set_seed(training.seed)
         adapted = model.add_adapter(base, spec.method)
         # Imported late: TRL is slow to import, and whatever is wrong with the inputs is known now.
-        from llm_trainer.train import AdapterTrainer, config
+        from llm_trainer.train.trainer import AdapterTrainer, config
 
         train = data.train.examples
         plan = Plan(

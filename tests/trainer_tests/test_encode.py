@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from llm_trainer import dataset
-from llm_trainer.chat import ChatTemplate, SpanError
-from llm_trainer.encode import Encoded, Encoder
-from llm_trainer.rows import Completion, Conversation, Instruction, RowsError, Sample, Text
+from llm_trainer.data import dataset
+from llm_trainer.data.chat import ChatTemplate, SpanError
+from llm_trainer.data.encode import Encoded, Encoder
+from llm_trainer.data.rows import Completion, Conversation, Instruction, RowsError, Sample, Text
 from peftjob.errors import DataError, ModelError
 from peftjob.spec import DatasetSource, Training
 

@@ -9,14 +9,15 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM
 
-from llm_trainer import model, targets
-from llm_trainer.collate import collate
-from llm_trainer.encode import Encoder
-from llm_trainer.examples import Examples
-from llm_trainer.heldout import evaluate
-from llm_trainer.loss import TargetLoss
+from llm_trainer.data.encode import Encoder
+from llm_trainer.data.examples import Examples
+from llm_trainer.data.rows import Completion
+from llm_trainer.fast.loss import TargetLoss
+from llm_trainer.model import load as model
+from llm_trainer.model import targets
 from llm_trainer.ranks import Ranks
-from llm_trainer.rows import Completion
+from llm_trainer.train.collate import collate
+from llm_trainer.train.heldout import evaluate
 from peftjob.errors import ModelError
 from peftjob.spec import Lora
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from llm_trainer.collate import collate
-from llm_trainer.examples import IGNORED, Examples
-from llm_trainer.plan import Plan
+from llm_trainer.data.examples import IGNORED, Examples
+from llm_trainer.train.collate import collate
+from llm_trainer.train.plan import Plan
 
 
 def make_plan(rows: int, *, micro: int, accumulation: int = 1, world: int = 1) -> Plan:

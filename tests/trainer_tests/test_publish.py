@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from llm_trainer import card, options, publish, train
+from llm_trainer import card, options, publish
 from llm_trainer.ranks import Ranks
+from llm_trainer.train import trainer as train
 from peftjob.errors import SpecError, UsageError
 from peftjob.spec import Training
 

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llm_trainer.files import select
-from llm_trainer.rows import Completion, Conversation, Instruction, RowsError, Text, load
+from llm_trainer.data.files import select
+from llm_trainer.data.rows import Completion, Conversation, Instruction, RowsError, Text, load
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
 

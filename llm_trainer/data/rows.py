@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_trainer.read import Problem, Row, read
+from llm_trainer.data.read import Problem, Row, read
 from peftjob.errors import DataError
 
 Message = dict[str, Any]

@@ -19,14 +19,14 @@ from torch import nn
 from transformers import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from llm_trainer.collate import Batch, collate
-from llm_trainer.examples import Examples
-from llm_trainer.heldout import evaluate
-from llm_trainer.loss import TargetLoss
-from llm_trainer.meter import Meter, ProgressLines
-from llm_trainer.plan import Indices, Plan
-from llm_trainer.progress_lines import Lines
+from llm_trainer.data.examples import Examples
+from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.ranks import Ranks
+from llm_trainer.train.collate import Batch, collate
+from llm_trainer.train.heldout import evaluate
+from llm_trainer.train.plan import Indices, Plan
+from llm_trainer.watch.lines import Lines
+from llm_trainer.watch.meter import Meter, ProgressLines
 from peftjob.errors import SpecError
 from peftjob.spec import Training
 

@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from llm_trainer import targets
+from llm_trainer.model import targets
 from peftjob.errors import ModelError
 from peftjob.spec import Lora
 

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from llm_trainer.rows import Conversation, Message
+from llm_trainer.data.rows import Conversation, Message
 
 Span = tuple[int, int]
 """Start and end, in characters."""

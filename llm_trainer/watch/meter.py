@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llm_trainer.progress_lines import Lines
 from llm_trainer.ranks import Ranks
+from llm_trainer.watch.lines import Lines
 from peftjob.progress import Progress
 
 

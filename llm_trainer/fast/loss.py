@@ -12,8 +12,8 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from llm_trainer.collate import Batch
-from llm_trainer.examples import IGNORED
+from llm_trainer.data.examples import IGNORED
+from llm_trainer.train.collate import Batch
 
 
 class TargetLoss:

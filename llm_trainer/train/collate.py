@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from llm_trainer.examples import IGNORED, Examples
+from llm_trainer.data.examples import IGNORED, Examples
 
 Batch = dict[str, torch.Tensor]
 

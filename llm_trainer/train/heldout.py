@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from llm_trainer.collate import Batch, collate
-from llm_trainer.examples import Examples
+from llm_trainer.data.examples import Examples
 from llm_trainer.ranks import Ranks
+from llm_trainer.train.collate import Batch, collate
 
 SumLoss = Callable[[nn.Module, Batch], torch.Tensor]
 

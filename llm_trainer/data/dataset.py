@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from llm_trainer.encode import Encoded, Encoder
-from llm_trainer.files import select
-from llm_trainer.rows import Sample, load
+from llm_trainer.data.encode import Encoded, Encoder
+from llm_trainer.data.files import select
+from llm_trainer.data.rows import Sample, load
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource, Training
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from llm_trainer.chat import ChatTemplate, SpanError
-from llm_trainer.examples import Examples
-from llm_trainer.rows import (
+from llm_trainer.data.chat import ChatTemplate, SpanError
+from llm_trainer.data.examples import Examples
+from llm_trainer.data.rows import (
     SHOWN_PROBLEMS,
     Completion,
     Conversation,

@@ -1,0 +1,1 @@
+"""The training itself: which rows at which step, the step, the optimiser, what survives a kill."""

@@ -36,6 +36,8 @@ class Alarm:
         self._others = others
         self._failure: Failure | None = None
         self._own = False
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
         self._settled = threading.Event()
         """Set when the failure of another rank is known, or can't be any more."""
 
@@ -58,13 +60,23 @@ class Alarm:
 
     def listen(self, stop: Callable[[Failure], None]) -> None:
         """Look for a failure from a thread; call `stop` if this process outlives it by WAIT_S."""
-        threading.Thread(target=self._listen, args=(stop,), name="alarm", daemon=True).start()
+        self._thread = threading.Thread(
+            target=self._listen, args=(stop,), name="alarm", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread: an interpreter that ends while one is in the store's code is aborted."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join(WAIT_S)
 
     def _listen(self, stop: Callable[[Failure], None]) -> None:
         try:
             store = self._open_store()
             while not store.check([_FAILED]):
-                time.sleep(LOOK_S)
+                if self._closed.wait(LOOK_S):
+                    return
             if self._own:
                 return
             self._failure = Failure.from_json(store.get(_FAILED))
@@ -73,5 +85,5 @@ class Alarm:
             return  # Rank 0 has ended, with the store.
         finally:
             self._settled.set()
-        time.sleep(WAIT_S)
-        stop(self._failure)
+        if not self._closed.wait(WAIT_S):
+            stop(self._failure)

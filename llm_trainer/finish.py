@@ -11,24 +11,33 @@ from peftjob.errors import write_termination_log
 from peftjob.progress import Result, to_line
 
 RESULT_FILE = "result.json"
+MEASURED = (
+    "train_loss",
+    "eval_loss_before",
+    "eval_loss_after",
+    "eval_perplexity_before",
+    "eval_perplexity_after",
+    "eval_accuracy_before",
+    "eval_accuracy_after",
+)
+"""Those of the metrics that are in the result; None where there are no held-out rows."""
 
 
 def finish(job: Job, trained: Trained) -> None:
     """Publish what is saved, and leave the result in the three places where it is looked for."""
     reference = publish.push(job, trained)
     metrics, timings = trained.metrics, trained.timings
-    result = Result(
-        adapter=str(reference),
-        base_model=lineage.base_model(job).name,
-        steps=metrics["steps"],
-        tokens=metrics["tokens"],
-        tokens_per_s=timings["tokens_per_s"],
-        train_loss=metrics["train_loss"],
-        eval_loss_before=metrics["eval_loss_before"],
-        eval_loss_after=metrics["eval_loss_after"],
-        seconds=timings["seconds"],
-        workers=timings["workers"],
+    measured = {name: metrics.get(name) for name in MEASURED}
+    result = Result.model_validate(
+        {
+            "adapter": str(reference),
+            "base_model": lineage.base_model(job).name,
+            "steps": metrics["steps"],
+            "tokens": metrics["tokens"],
+            **measured,
+            **timings,
+        }
     )
     (job.output_dir / RESULT_FILE).write_text(to_line(result) + "\n", encoding="utf-8")
     write_termination_log(to_line(result))
-    Lines(job.output_dir, is_main=True, append=True).write(result)
+    Lines(job.output_dir, append=True).write(result)

@@ -6,6 +6,7 @@ can be repeated alone, without training again.
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from llm_trainer import card, lineage
 from llm_trainer.options import Job
+from llm_trainer.watch import curve, lines
 from peftjob import oci
 
 ADAPTER_DIR = "adapter"
@@ -46,31 +48,29 @@ class Trained:
 def save(job: Job, model: Any, trained: Trained) -> Path:
     """Write the adapter of `model` (a PeftModel) and everything about it; the folder."""
     # Heavy, and not needed to publish what an earlier try has saved.
-    from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
+
+    from llm_trainer.model.adapter import export
 
     folder = job.output_dir / ADAPTER_DIR
     beside = job.output_dir / f".{ADAPTER_DIR}.{os.getpid()}"
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    weights = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in sorted(
-            get_peft_model_state_dict(model, save_embedding_layers=False).items()
-        )
-    }
-    save_file(weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
+    exported = export(model)
+    save_file(exported.weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
     base = lineage.base_model(job)
-    config = _plain(model.peft_config["default"].to_dict()) | {
+    config = _plain(exported.config) | {
         "base_model_name_or_path": base.name,
         "revision": base.revision,
-        "inference_mode": True,
     }
     _write_json(beside / "adapter_config.json", config)
     for name in _TOKENIZER_FILES:
         if (job.model_dir / name).is_file():
             shutil.copyfile(job.model_dir / name, beside / name)
-    (beside / "README.md").write_text(card.render(job, trained.metrics), encoding="utf-8")
+    records = lines.read(job.output_dir)
+    picture = curve.save([beside, job.output_dir], records, title=job.spec.name)
+    text = card.render(job, trained.metrics, picture=picture)
+    (beside / "README.md").write_text(text, encoding="utf-8")
     _write_json(beside / LINEAGE_FILE, _lineage(job, trained.metrics))
     for path in beside.iterdir():
         # safetensors writes 0600, which a server of another user could not read.
@@ -128,6 +128,8 @@ def destination(job: Job) -> str:
 def annotations(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
     """Of the image: what a registry's user wants to know without pulling it."""
     base, dataset = lineage.base_model(job), lineage.dataset(job)
+    # Answers to prompts are for the card: annotations are short.
+    numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
     values = {
         "org.opencontainers.image.title": job.spec.name,
         "org.opencontainers.image.description": f"LoRA adapter for {base.name}",
@@ -138,7 +140,7 @@ def annotations(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
         "peftjob.org/dataset": dataset.source,
         "peftjob.org/dataset-revision": dataset.revision,
         "peftjob.org/dataset-digest": dataset.digest,
-        "peftjob.org/metrics": json.dumps(_plain(metrics), sort_keys=True),
+        "peftjob.org/metrics": json.dumps(_plain(numbers), sort_keys=True),
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -156,6 +158,8 @@ def _plain(value: Any) -> Any:
         return sorted(_plain(item) for item in value)
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no such numbers.
     if value is None or isinstance(value, str | int | float):
         return getattr(value, "value", value)
     return str(getattr(value, "value", value))

@@ -83,6 +83,22 @@ class Ranks:
         result: list[float] = tensor.tolist()
         return result
 
+    def gather(self, texts: list[str]) -> list[str]:
+        """The texts of all ranks, in the order of the ranks."""
+        if self.control is None:
+            return texts
+        lists: list[list[str]] = [[] for _ in range(self.world_size)]
+        dist.all_gather_object(lists, texts, group=self.control)
+        return [text for part in lists for text in part]
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value on every rank: plain data and tensors on the CPU."""
+        if self.control is None:
+            return value
+        holder = [value]
+        dist.broadcast_object_list(holder, src=0, group=self.control)
+        return holder[0]
+
     def explain(self, err: Exception) -> Failure:
         """Why this rank can't go on: its own error, told to the others, or another rank's."""
         if self.alarm is not None and _broken_collective(err):

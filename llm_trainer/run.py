@@ -1,22 +1,20 @@
-"""A worker's way: dataset → model → train → publish; all ranks together until it is saved."""
+"""A worker's way: dataset → model → train → save → publish; all ranks together to the save."""
 
 import logging
-import sys
 import time
 
-import torch
 import torch.distributed as dist
 from transformers import set_seed
 
-from llm_trainer import options, publish
-from llm_trainer.data import dataset
+from llm_trainer import options, publish, tasks
 from llm_trainer.finish import finish
-from llm_trainer.model import load as model
 from llm_trainer.options import Job
 from llm_trainer.publish import Trained
 from llm_trainer.ranks import Ranks
-from llm_trainer.train.plan import Plan
+from llm_trainer.train import setup
+from llm_trainer.train.loop import Loop
 from llm_trainer.watch.lines import Lines
+from llm_trainer.watch.sinks import Sinks
 
 log = logging.getLogger("llm_trainer")
 
@@ -38,82 +36,70 @@ def run(job: Job, ranks: Ranks, *, started: float) -> None:
 
 
 def _train(job: Job, ranks: Ranks, started: float) -> Trained:
-    spec, training = job.spec, job.spec.training
     with ranks.together():
         failed = options.failed_inputs(job.state_dir)
         if failed is not None:
             raise failed
-        tokenizer = model.load_tokenizer(job.model_dir)
-        positions = model.positions(job.model_dir) or sys.maxsize
-        max_length = min(training.max_length, positions)
-        data = dataset.prepare(
-            job.dataset_dir, spec.dataset, training, tokenizer, max_length=max_length
-        )
-    reason = "training.max_length" if max_length < positions else "the base model's positions"
-    for note in data.notes(f"{max_length} tokens ({reason})"):
+        task = tasks.of(job.spec.task)
+        data = task.read(job)
+    for note in data.notes():
         log.info(note)
     with ranks.together():
-        dtype = model.choose_dtype(training.dtype, ranks.device)
-        base = model.load_base(job.model_dir, dtype)
-        model.check_vocabulary(base, data.highest_id)
-        set_seed(training.seed)
-        adapted = model.add_adapter(base, spec.method)
-        # Imported late: TRL is slow to import, and whatever is wrong with the inputs is known now.
-        from llm_trainer.train.trainer import AdapterTrainer, config
-
-        train = data.train.examples
-        plan = Plan(
-            lengths=train.lengths,
-            targets=train.targets,
-            micro_batch=training.per_device_train_batch_size,
-            accumulation=training.gradient_accumulation_steps,
-            world_size=ranks.world_size,
-            seed=training.seed,
-        )
-        trainer = AdapterTrainer(
-            model=adapted,
-            args=config(training, ranks, dtype=dtype, output_dir=job.output_dir),
-            tokenizer=tokenizer,
-            train=train,
-            held_out=data.held_out.examples if data.held_out else None,
-            plan=plan,
-            ranks=ranks,
-            lines=Lines(job.output_dir, is_main=ranks.is_main),
-        )
-    count = sum(p.numel() for p in adapted.parameters() if p.requires_grad)
-    log.info(
-        "%d trainable parameters in %s; %d steps of %d rows on %d processes",
-        count,
-        ", ".join(sorted(adapted.peft_config["default"].target_modules)),
-        trainer.total_steps,
-        plan.batch,
-        ranks.world_size,
-    )
-    before = trainer.evaluate().get("eval_loss")
-    # Dropout must differ between ranks, while the adapter's start must not.
-    torch.manual_seed(training.seed + ranks.rank)
-    trainer.train()
-    after = trainer.evaluate().get("eval_loss")
-    meter = trainer.meter
-    trained = Trained(
-        metrics={
-            "steps": trainer.state.global_step,
-            "tokens": meter.tokens,
-            "rows_per_step": plan.batch,
-            "train_loss": meter.loss,
-            "eval_loss_before": before,
-            "eval_loss_after": after,
-        },
-        timings={
-            "tokens_per_s": round(meter.tokens / max(meter.seconds, 1e-9), 1),
-            "seconds": round(time.perf_counter() - started, 2),
-            "workers": ranks.world_size,
-        },
-    )
+        set_seed(job.spec.training.seed)
+        parts = task.build(job, data, ranks)
+        sinks = Sinks([Lines(job.output_dir)] if ranks.is_main else [])
+        state = setup.checkpoints(job).load() if ranks.is_main else None
+    state = ranks.share(state)
+    with ranks.together():
+        loop = setup.loop(job, parts, ranks, sinks, state)
+    _say(loop, ranks)
+    loop.run()
+    trained = Trained(metrics=_metrics(loop), timings=_timings(loop, ranks, started))
     with ranks.together():
         if ranks.is_main:
-            publish.save(job, adapted, trained)
+            publish.save(job, parts.model, trained)
     return trained
+
+
+def _say(loop: Loop, ranks: Ranks) -> None:
+    count = sum(p.numel() for p in loop.model.parameters() if p.requires_grad)
+    plan = loop.plan
+    size = (
+        f"about {plan.tokens_per_step} tokens"
+        if plan.tokens_per_step is not None
+        else f"{plan.rows_per_step} rows"
+    )
+    log.info(
+        "%d trainable parameters; %d steps of %s on %d processes, up to %d tokens at once",
+        count,
+        loop.total_steps,
+        size,
+        ranks.world_size,
+        loop.micro_batch_tokens,
+    )
+
+
+def _metrics(loop: Loop) -> dict[str, object]:
+    metrics: dict[str, object] = {
+        "steps": loop.step,
+        "tokens": loop.meter.tokens,
+        "rows_per_step": loop.plan.rows_per_step,
+        "train_loss": loop.meter.loss,
+    }
+    for when, evaluation in (("before", loop.first), ("after", loop.last)):
+        metrics[f"eval_loss_{when}"] = None if evaluation is None else evaluation.loss
+        metrics[f"eval_perplexity_{when}"] = None if evaluation is None else evaluation.perplexity
+        metrics[f"eval_accuracy_{when}"] = None if evaluation is None else evaluation.accuracy
+    return metrics
+
+
+def _timings(loop: Loop, ranks: Ranks, started: float) -> dict[str, object]:
+    meter = loop.meter
+    return {
+        "tokens_per_s": round(meter.tokens / max(meter.seconds, 1e-9), 1),
+        "seconds": round(time.perf_counter() - started, 2),
+        "workers": ranks.world_size,
+    }
 
 
 def _log_to_stderr(ranks: Ranks) -> None:

@@ -5,6 +5,7 @@ launcher shows one line for all. Under a plain torchrun the first process of a r
 """
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
 def _work(argv: Sequence[str]) -> Failure | None:
     started = time.perf_counter()
     job = options.read(argv, os.environ)
+    # It tells every user of PEFT about kernels that they did not ask for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # torch is loaded from here on, when nothing about the job itself can be wrong any more.
     from llm_trainer.ranks import StopTogetherError, join
     from llm_trainer.run import run
@@ -52,6 +55,9 @@ def _work(argv: Sequence[str]) -> Failure | None:
     except Exception as err:
         _trace(argv)
         return ranks.explain(err)
+    finally:
+        if ranks.alarm is not None:
+            ranks.alarm.close()
     return None
 
 

@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from peftjob.client import TrainingClient
     from peftjob.job import Job
     from peftjob.local import LocalCluster
+    from peftjob.method import IA3, Lora, PrefixTuning, PromptTuning, QLora
     from peftjob.service import Service
     from peftjob.spec import (
         BaseModelSource,
         DatasetSource,
         EnvVar,
         Images,
-        Lora,
         Output,
         PeftJobSpec,
         Registry,
         RunPolicy,
         Storage,
         TrainerParams,
-        Training,
     )
+    from peftjob.training import Training
 
 _MODULES = {
     "Job": "peftjob.job",
@@ -36,17 +36,22 @@ _MODULES = {
     "DatasetSource": "peftjob.spec",
     "EnvVar": "peftjob.spec",
     "Images": "peftjob.spec",
-    "Lora": "peftjob.spec",
+    "IA3": "peftjob.method",
+    "Lora": "peftjob.method",
+    "PrefixTuning": "peftjob.method",
+    "PromptTuning": "peftjob.method",
+    "QLora": "peftjob.method",
     "Output": "peftjob.spec",
     "PeftJobSpec": "peftjob.spec",
     "Registry": "peftjob.spec",
     "RunPolicy": "peftjob.spec",
     "Storage": "peftjob.spec",
     "TrainerParams": "peftjob.spec",
-    "Training": "peftjob.spec",
+    "Training": "peftjob.training",
 }
 
 __all__ = [
+    "IA3",
     "BaseModelSource",
     "DatasetSource",
     "EnvVar",
@@ -56,6 +61,9 @@ __all__ = [
     "Lora",
     "Output",
     "PeftJobSpec",
+    "PrefixTuning",
+    "PromptTuning",
+    "QLora",
     "Registry",
     "RunPolicy",
     "Service",

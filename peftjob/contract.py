@@ -17,6 +17,8 @@ MOUNTED_MODEL_DIR = "/mnt/models"
 SPEC_ENV = "PEFTJOB_SPEC"
 WORKSPACE_ENV = "PEFTJOB_WORKSPACE"
 OUTPUT_ENV = "PEFTJOB_OUTPUT"
+POD_IP_ENV = "PEFTJOB_POD_IP"
+"""Where the trainer serves metrics; set where they are asked for."""
 REGISTRY_DIR_ENV = "PEFTJOB_REGISTRY_DIR"
 """Set by the local cluster: the folder that holds the embedded registry (OCI image layouts)."""
 

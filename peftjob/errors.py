@@ -106,6 +106,18 @@ class JobError(PermanentError):
     exit_code = 14
 
 
+class TrainingError(PermanentError):
+    """The training went wrong: a loss that is not finite."""
+
+    exit_code = 15
+
+
+class OutOfMemoryError(PermanentError):
+    """Not even one row fits into memory."""
+
+    exit_code = 16
+
+
 class RetryableError(PeftJobError):
     """The same call may go through later."""
 

@@ -140,6 +140,10 @@ def _trainer(spec: PeftJobSpec, *, master: bool) -> Object:
     if master and registry and registry.login_secret:
         mounts.append(_mount(REGISTRY_LOGIN, REGISTRY_LOGIN_DIR, read_only=True))
         env.append({"name": "DOCKER_CONFIG", "value": REGISTRY_LOGIN_DIR})
+    metrics_port = spec.training.metrics_port
+    if master and metrics_port is not None:
+        address = {"fieldRef": {"fieldPath": "status.podIP"}}
+        env.append({"name": contract.POD_IP_ENV, "valueFrom": address})
     container: Object = {
         "name": contract.TRAINER_CONTAINER,
         "image": spec.images.trainer,
@@ -147,7 +151,9 @@ def _trainer(spec: PeftJobSpec, *, master: bool) -> Object:
         "volumeMounts": mounts,
         "securityContext": _restricted(),
     }
-    resources = {k: v for k, v in spec.resources.model_dump().items() if v}
+    if master and metrics_port:
+        container["ports"] = [{"name": "metrics", "containerPort": metrics_port}]
+    resources = {k: v for k, v in spec.resources.model_dump(exclude={"gpu_memory"}).items() if v}
     if resources:
         container["resources"] = resources
     return container

@@ -25,10 +25,21 @@ class Progress(BaseModel):
     """Of the steps since the last record."""
     eval_loss: float | None = None
     """Of the held-out rows, where this record follows an evaluation."""
+    eval_perplexity: float | None = None
+    """exp(eval_loss)."""
+    eval_accuracy: float | None = None
+    """Share of the trained tokens (or of the rows, for a classification) that the model ranks
+    first."""
+    learning_rate: float | None = None
+    """Of the last step."""
+    grad_norm: float | None = None
+    """Of the last step, before clipping."""
     tokens: int = 0
     """Tokens seen so far, on all ranks, padding not counted."""
     tokens_per_s: float | None = None
     """Tokens a second, on all ranks, since the last record."""
+    mfu: float | None = None
+    """Model FLOPs a second, as peftjob.estimate counts them, over what the devices can do."""
     eta_s: float | None = None
     memory_mb: float | None = None
     """Peak memory of rank 0: resident on a CPU, allocated on a GPU."""
@@ -49,7 +60,12 @@ class Result(BaseModel):
     """Over the whole training, evaluation not counted."""
     train_loss: float | None = None
     eval_loss_before: float | None = None
+    """Of the held-out rows; None where there are none."""
     eval_loss_after: float | None = None
+    eval_perplexity_before: float | None = None
+    eval_perplexity_after: float | None = None
+    eval_accuracy_before: float | None = None
+    eval_accuracy_after: float | None = None
     seconds: float
     workers: int
     """Processes that trained (torchrun's world size)."""

@@ -3,23 +3,19 @@
 A spec comes from keyword arguments, JSON, YAML or the stock client's arguments (stock.py), and is
 the only configuration that the containers get (PEFTJOB_SPEC). It never holds a secret value: a
 secret is named, as a Secret and a key. Unknown fields are errors, and all problems are reported
-together, each with its path. May import errors and contract.
+together, each with its path. May import part, method, training, errors and contract.
 """
 
 import json
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from peftjob.errors import SpecError
+from peftjob.method import IA3, Lora, Method, PrefixTuning, PromptTuning, QLora, Task
+from peftjob.part import Part
+from peftjob.training import Training
 
 NAME_PATTERN = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 NAME_MAX_LENGTH = 50
@@ -27,12 +23,6 @@ NAME_MAX_LENGTH = 50
 
 IMAGES = "ghcr.io/peftjob"
 VERSION = "0.1.0"
-
-
-class Part(BaseModel):
-    """A piece of a spec: immutable, and an unknown field is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def _uri(value: str) -> str:
@@ -51,6 +41,9 @@ class BaseModelSource(Part):
     """URI of a folder in the Hugging Face format: hf://org/name, file:///path, https://…"""
     revision: str | None = None
     """Branch, tag or commit of a hub repository; None is its main branch."""
+    chat_template: str | None = None
+    """A Jinja template in place of the tokenizer's own: the template itself, or the path of a file
+    in the pod (absolute, or relative to the model's folder). None takes the tokenizer's."""
 
     _check = field_validator("source")(_uri)
 
@@ -73,6 +66,11 @@ class DatasetSource(Part):
     """Train on at most so many rows (the first, after shuffling by the seed); None means all."""
     split: str | None = None
     """Split of a hub dataset, as the stock client names it; None takes all data files."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """What the trainer calls a column → what your files call it: {"prompt": "question",
+    "completion": "answer"}. Columns that are not named keep their names."""
+    shuffle: bool = True
+    """Train on the rows in an order drawn by the seed, anew each epoch; False keeps the files'."""
 
     _check = field_validator("source")(_uri)
 
@@ -83,59 +81,14 @@ class DatasetSource(Part):
         return self
 
 
-class Lora(Part):
-    """Low-rank adapters on the base model's linear projections (PEFT's LoraConfig)."""
-
-    type: Literal["lora"] = "lora"
-    r: int = Field(default=16, gt=0)
-    """Rank of the update."""
-    lora_alpha: int = Field(default=32, gt=0)
-    """The update is scaled by lora_alpha / r (by lora_alpha / sqrt(r) with use_rslora)."""
-    lora_dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
-    target_modules: tuple[str, ...] | None = None
-    """Names of the modules to adapt; None means every linear projection of the blocks."""
-    use_rslora: bool = False
-    use_dora: bool = False
-    bias: Literal["none", "all", "lora_only"] = "none"
-
-
-class Training(Part):
-    """How to train; the names and meanings are those of transformers' TrainingArguments."""
-
-    num_train_epochs: float = Field(default=3.0, gt=0)
-    max_steps: int = Field(default=-1, ge=-1)
-    """Optimiser steps; -1 means that num_train_epochs decides."""
-    per_device_train_batch_size: int = Field(default=8, gt=0)
-    """Rows a process takes at once."""
-    gradient_accumulation_steps: int = Field(default=1, gt=0)
-    learning_rate: float = Field(default=2e-4, gt=0)
-    """The default suits LoRA, about ten times what full tuning takes."""
-    lr_scheduler_type: str = "cosine"
-    warmup_ratio: float = Field(default=0.03, ge=0.0, lt=1.0)
-    """Share of the steps over which the learning rate rises to its value."""
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    max_grad_norm: float = Field(default=1.0, ge=0.0)
-    """Gradients are scaled down to this norm; 0 switches it off."""
-    max_length: int = Field(default=1024, gt=1)
-    """Tokens a row may have; a longer one is cut at its end and counted."""
-    seed: int = 42
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the frozen base weights; auto is bfloat16 on a GPU that has it, else float32.
-    The adapter's weights are trained in float32 either way."""
-    logging_steps: int = Field(default=10, gt=0)
-    """Optimiser steps between two progress lines."""
-    eval_steps: int | None = Field(default=None, gt=0)
-    """Optimiser steps between two evaluations; None evaluates before and after only."""
-    train_on: Literal["completion", "all"] = "completion"
-    """What the loss covers: assistant turns and completions, or every token. Plain text rows are
-    always trained whole."""
-
-
 class TrainerParams(Part):
     """What TrainingClient.train takes as trainer_parameters."""
 
-    method: Lora = Lora()
+    method: Method = Lora()
     training: Training = Training()
+    task: Task = "causal-lm"
+    num_labels: int | None = Field(default=None, gt=0)
+    """Of a classification; None counts those in the dataset."""
 
 
 class Registry(Part):
@@ -202,6 +155,10 @@ class Resources(Part):
 
     requests: dict[str, str] = Field(default_factory=dict)
     limits: dict[str, str] = Field(default_factory=dict)
+    gpu_memory: str | None = None
+    """Memory of each GPU, as a quantity (24Gi) or by its name (L4, A100-80), so that a job that
+    can't fit is refused before anything is created. Kubernetes is not told; None checks in the
+    pod."""
 
 
 class Images(Part):
@@ -236,7 +193,10 @@ class PeftJobSpec(Part):
     namespace: str = "default"
     base_model: BaseModelSource
     dataset: DatasetSource
-    method: Lora = Lora()
+    task: Task = "causal-lm"
+    num_labels: int | None = Field(default=None, gt=0)
+    """Of a classification; None counts those in the dataset."""
+    method: Method = Lora()
     training: Training = Training()
     output: Output = Output()
     storage: Storage = Storage()
@@ -316,7 +276,8 @@ class PeftJobSpec(Part):
 def _problems(err: ValidationError) -> list[str]:
     lines = []
     for item in err.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "spec"
+        loc = _without_tag(item["loc"])
+        path = ".".join(str(part) for part in loc) or "spec"
         if item["type"] == "extra_forbidden":
             message = "unknown field; " + _known_fields(item["loc"])
         elif item["type"] == "missing":
@@ -329,12 +290,29 @@ def _problems(err: ValidationError) -> list[str]:
     return lines
 
 
+_METHODS = {
+    "lora": Lora,
+    "qlora": QLora,
+    "ia3": IA3,
+    "prefix": PrefixTuning,
+    "prompt": PromptTuning,
+}
+
+
+def _without_tag(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A path as the user wrote it: pydantic puts the method's type after `method`."""
+    return (loc[0], *loc[2:]) if loc[:1] == ("method",) and loc[1:2] != () else loc
+
+
 def _known_fields(loc: tuple[str | int, ...]) -> str:
     """The nearest known names to the unknown one at `loc`, or all that there are."""
     import difflib
 
     part: Any = PeftJobSpec
     for step in loc[:-1]:
+        if part is PeftJobSpec and step == "method":
+            part = _METHODS[str(loc[1])]
+            break
         field = part.model_fields.get(step) if hasattr(part, "model_fields") else None
         if field is None:
             return "see PeftJobSpec"

@@ -11,7 +11,8 @@ from llm_trainer.data.encode import Encoded, Encoder
 from llm_trainer.data.files import select
 from llm_trainer.data.rows import Sample, load
 from peftjob.errors import DataError
-from peftjob.spec import DatasetSource, Training
+from peftjob.spec import DatasetSource
+from peftjob.training import Training
 
 _EVAL_STREAM = 1
 _TRAIN_STREAM = 2

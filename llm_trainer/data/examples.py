@@ -24,6 +24,8 @@ class Examples:
     """(tokens of all rows,): whether the model should say this token."""
     offsets: npt.NDArray[np.int64]
     """(rows + 1,): where each row begins in the other two."""
+    origins: tuple[str, ...] = ()
+    """Where each row comes from, for messages; empty where nobody asks."""
 
     @classmethod
     def of(cls, rows: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Examples":
@@ -37,6 +39,10 @@ class Examples:
         # A row's first token follows nothing: no position predicts it.
         trained[offsets[:-1][lengths > 0]] = False
         return cls(ids, trained, offsets)
+
+    def origin(self, row: int) -> str:
+        """Where a row comes from."""
+        return self.origins[row] if self.origins else f"row {row + 1}"
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

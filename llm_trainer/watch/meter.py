@@ -1,114 +1,102 @@
-"""What training measures as it goes, and when a progress line is due.
+"""What a training measures as it goes.
 
-Counts come from the plan, which every rank knows in full; only the loss is summed over ranks, and
-only when a line is due. So nothing is exchanged or waited for between lines.
+Counts come from the plan, which every rank knows in full, and the loss travels with the gradients:
+a meter is the same on every rank, and exchanges nothing.
 """
 
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from llm_trainer.ranks import Ranks
-from llm_trainer.watch.lines import Lines
-from peftjob.progress import Progress
+Flops = Callable[[int, int, npt.NDArray[np.int64]], float]
+"""Model FLOPs of a step: of its tokens, its units of loss and the lengths of its rows."""
 
 
 class Meter:
-    """Sums since the last line, and since the start. Loss stays on the device until it is read."""
+    """Sums since the last line, and since the start.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-        self._loss = torch.zeros((), dtype=torch.float64, device=ranks.device)
-        self._trained = 0
+    Args:
+        flops: None where they can't be told.
+        peak_flops: of all ranks' devices together, a second; None where that is not known.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        flops: Flops | None = None,
+        peak_flops: Callable[[], float | None] = lambda: None,
+    ) -> None:
+        self._device = device
+        self._flops = flops
+        self._peak_flops = peak_flops
+        self._loss = 0.0
+        self._units = 0
+        self._done_flops = 0.0
         self._since = time.perf_counter()
-        self._tokens_before = 0
+        self._tokens_before = self._steps = 0
         self.tokens = 0
         """On all ranks, since the start, padding not counted."""
         self.seconds = 0.0
         """Of training, since the start; evaluations are not counted."""
         self.loss: float | None = None
-        """As of the last `read`, per trained token."""
+        """Per unit, as of the last reading."""
 
-    def add_loss(self, summed: torch.Tensor) -> None:
-        """This rank's summed loss of a micro-batch."""
-        self._loss += summed.detach()
-
-    def add_step(self, tokens: int, trained: int) -> None:
-        """All ranks' tokens of a step."""
+    def add_step(
+        self, *, loss: float, tokens: int, units: int, lengths: npt.NDArray[np.int64]
+    ) -> None:
+        """What all ranks have done in a step; `loss` is summed over its units."""
+        self._loss += loss
         self.tokens += tokens
-        self._trained += trained
+        self._units += units
+        self._steps += 1
+        if self._flops is not None:
+            self._done_flops += self._flops(tokens, units, lengths)
 
     def start(self) -> None:
-        """Start the clock, at the start or after an evaluation."""
+        """Start the clock, at the start or after what is not training."""
         self._since = time.perf_counter()
 
-    def read(self) -> tuple[float, float]:
-        """Loss per trained token and tokens a second since the last reading, then start anew.
-
-        All ranks call this together.
-        """
-        (summed,) = self._ranks.sum([float(self._loss)])
-        self._loss.zero_()
-        loss = summed / max(1, self._trained)
-        seconds = time.perf_counter() - self._since
-        tokens = self.tokens - self._tokens_before
+    def read(self, *, step: int, total_steps: int) -> dict[str, Any]:
+        """Fields of a progress record since the last reading."""
+        seconds = max(time.perf_counter() - self._since, 1e-9)
         self.seconds += seconds
-        self.loss = loss
-        self._trained, self._tokens_before = 0, self.tokens
+        self.loss = self._loss / max(1, self._units)
+        peak = self._peak_flops() if self._done_flops else None
+        fields = {
+            "loss": self.loss,
+            "tokens": self.tokens,
+            "tokens_per_s": round((self.tokens - self._tokens_before) / seconds, 1),
+            "mfu": round(self._done_flops / seconds / peak, 4) if peak else None,
+            "eta_s": round(seconds / max(1, self._steps) * (total_steps - step), 1),
+            "memory_mb": round(peak_memory_mb(self._device), 1),
+        }
+        self._loss = 0.0
+        self._units, self._tokens_before = 0, self.tokens
+        self._steps, self._done_flops = 0, 0.0
         self.start()
-        return loss, tokens / max(seconds, 1e-9)
+        return fields
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed training goes on counting from; no times of the line at hand."""
+        return {
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "sums": [self._loss, self._units],
+        }
 
-class ProgressLines(TrainerCallback):  # type: ignore[misc]
-    """Writes a line every logging_steps, after the last step and after an evaluation."""
-
-    def __init__(self, meter: Meter, ranks: Ranks, lines: Lines) -> None:
-        self._meter = meter
-        self._ranks = ranks
-        self._lines = lines
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        """Start the clock."""
-        self._meter.start()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        """A line, where one is due."""
-        step, total = state.global_step, state.max_steps
-        # The clock stops at an evaluation, so what was trained until then is read before it.
-        evaluates = args.eval_strategy == "steps" and step % args.eval_steps == 0
-        if not (step % args.logging_steps == 0 or step == total or evaluates):
-            return
-        loss, tokens_per_s = self._meter.read()
-        self._lines.write(
-            Progress(
-                step=step,
-                total_steps=total,
-                epoch=round(state.epoch, 4),
-                loss=loss,
-                tokens=self._meter.tokens,
-                tokens_per_s=round(tokens_per_s, 1),
-                eta_s=round(self._meter.seconds / step * (total - step), 1),
-                memory_mb=round(peak_memory_mb(self._ranks.device), 1),
-            )
-        )
-
-    def write_evaluation(self, state: TrainerState, total_steps: int, eval_loss: float) -> None:
-        """The line after an evaluation."""
-        self._lines.write(
-            Progress(
-                step=state.global_step,
-                total_steps=total_steps,
-                epoch=round(state.epoch or 0.0, 4),
-                eval_loss=eval_loss,
-                tokens=self._meter.tokens,
-            )
-        )
-        self._meter.start()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.tokens, self.seconds, self.loss = state["tokens"], state["seconds"], state["loss"]
+        self._loss, self._units = state["sums"]
+        self._tokens_before, self._steps, self._done_flops = self.tokens, 0, 0.0
+        self.start()
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -91,6 +91,12 @@ def chats(count: int) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.fixture(scope="session")
+def chat_rows() -> list[dict[str, Any]]:
+    """Of them, so many that an epoch has an incomplete last step."""
+    return chats(37)
+
+
 def write_jsonl(path: Path, rows: list[Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -12,7 +12,8 @@ from llm_trainer.data.chat import ChatTemplate, SpanError
 from llm_trainer.data.encode import Encoded, Encoder
 from llm_trainer.data.rows import Completion, Conversation, Instruction, RowsError, Sample, Text
 from peftjob.errors import DataError, ModelError
-from peftjob.spec import DatasetSource, Training
+from peftjob.spec import DatasetSource
+from peftjob.training import Training
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"

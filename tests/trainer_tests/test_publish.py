@@ -11,7 +11,7 @@ from llm_trainer import card, options, publish
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import trainer as train
 from peftjob.errors import SpecError, UsageError
-from peftjob.spec import Training
+from peftjob.training import Training
 
 METRICS = {
     "steps": 3,

@@ -59,7 +59,7 @@ def set_up(made: Any, chats: list[Any], **training: Any) -> Any:
     made.write("train.jsonl", chats)
     made.write("eval.jsonl", chats[:5])
     made.dataset = {"eval_files": ["eval.jsonl"]}
-    made.training = {"num_train_epochs": 3, "eval_steps": 12, **training}
+    made.training = {"num_train_epochs": 3, "eval_steps": 12, "dtype": "float32", **training}
     return made
 
 

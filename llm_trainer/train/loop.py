@@ -1,0 +1,347 @@
+"""The training from its first step to its last: steps, progress lines, evaluations, checkpoints.
+
+At every boundary between two steps the order is: watch (line, evaluation, early stopping), save,
+step. All that a step depends on is the weights, the optimiser's state and the step's number: the
+random numbers are drawn anew from (seed, step, rank), the rows follow from the plan. So a training
+that is resumed from any boundary goes on exactly as it would have.
+
+What one rank knows and the others must act on (SIGTERM) travels with the gradients; everything
+else that decides what happens next is the same on every rank.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from llm_trainer.failures import describe
+from llm_trainer.ranks import Ranks, StopTogetherError
+from llm_trainer.train import heldout
+from llm_trainer.train.checkpoint import Checkpoints, State
+from llm_trainer.train.gradients import Gradients
+from llm_trainer.train.heldout import Evaluation
+from llm_trainer.train.objective import Indices, Objective
+from llm_trainer.train.plan import Plan
+from llm_trainer.train.step import Accumulator
+from llm_trainer.train.stop import StoppedError, StopSignal
+from llm_trainer.watch.meter import Meter
+from llm_trainer.watch.sinks import Sinks
+from llm_trainer.watch.stopping import Stopping
+from peftjob.errors import TrainingError
+from peftjob.progress import Progress
+from peftjob.training import Training
+
+log = logging.getLogger("llm_trainer")
+
+CHECKPOINT_S = 300.0
+"""Between two checkpoints where training.save_steps is not given: what a kill costs at most."""
+SHOWN_ROWS = 5
+"""Of a step whose loss is not finite."""
+
+
+@dataclass(kw_only=True)
+class Loop:
+    """A training."""
+
+    model: nn.Module
+    objective: Objective
+    plan: Plan
+    training: Training
+    ranks: Ranks
+    optimiser: Optimizer
+    schedule: LRScheduler
+    total_steps: int
+    packed: bool
+    micro_batch_tokens: int
+    rounds: Callable[[int], int] | None = None
+    """As Accumulator has it."""
+    meter: Meter
+    sinks: Sinks
+    checkpoints: Checkpoints
+    stopping: Stopping
+    step: int = 0
+    """Optimiser steps done."""
+    first: Evaluation | None = None
+    """Of the held-out rows before the first step."""
+    last: Evaluation | None = None
+    """The newest."""
+    best: Evaluation | None = None
+    skipped: int = 0
+    """Steps left out because their loss was not finite."""
+    _watched: int = field(init=False, default=-1)
+    _evaluated: int = field(init=False, default=-1)
+    _grad_norm: float | None = field(init=False, default=None)
+    _stop: StopSignal = field(init=False, default_factory=StopSignal)
+    _leave: bool = field(init=False, default=False)
+    """Whether any rank was asked to."""
+    _saved: int = field(init=False, default=-1)
+    _saved_at: float = field(init=False, default_factory=time.monotonic)
+    _best_weights: dict[str, torch.Tensor] | None = field(init=False, default=None)
+    _metered: State = field(init=False, default_factory=dict)
+    """The meter at the newest boundary, before it was read."""
+
+    def __post_init__(self) -> None:
+        self._trained = {
+            name: parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        }
+        self._gradients = Gradients(
+            list(self._trained.values()), world_size=self.ranks.world_size, flags=2
+        )
+        self._accumulator = Accumulator(
+            model=self.model,
+            objective=self.objective,
+            plan=self.plan,
+            gradients=self._gradients,
+            device=self.ranks.device,
+            packed=self.packed,
+            tokens=self.micro_batch_tokens,
+            between=self._leave_if_urgent,
+            rounds=self.rounds,
+        )
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            StopTogetherError: SIGTERM on any rank; the boundary is saved.
+            StoppedError: SIGTERM, and a step that takes too long to wait for its end.
+            TrainingError: a loss that is not finite.
+        """
+        self.model.train()
+        self._metered = self.meter.state_dict()
+        with self._stop:
+            while True:
+                self._watch()
+                ended = self.step >= self.total_steps or self.stopping.stop
+                if ended or self._leave or self._is_save_due():
+                    self._save()
+                if self._leave and not ended:
+                    raise StopTogetherError(describe(self._stopped()))
+                if ended:
+                    break
+                self._train_step()
+        if self.training.load_best_model_at_end and self._best_weights is not None:
+            self._restore(self._best_weights)
+            self.last = self.best
+
+    # One step
+
+    def _train_step(self) -> None:
+        rows = self.plan.step(self.step)
+        units = self.plan.units(rows)
+        share = self.plan.share(rows, self.ranks.rank)
+        self._gradients.clear()
+        _seed(self.training.seed, self.step, self.ranks.rank)
+        parts = self._accumulator.run(self.step, share, units)
+        mine = sum(float(loss) for _, loss in parts)
+        leaving, loss = self._gradients.reduce([float(self._stop.came), mine])
+        self._leave = leaving > 0
+        norm = self._gradients.norm()
+        self._grad_norm = norm
+        if np.isfinite(norm):
+            self._gradients.clip(norm, self.training.max_grad_norm)
+            self.optimiser.step()
+        else:
+            self._not_finite(parts)
+        self.schedule.step()
+        self.step += 1
+        self.meter.add_step(
+            # A step that was left out would make the mean of the others NaN.
+            loss=loss if np.isfinite(norm) else 0.0,
+            units=units if np.isfinite(norm) else 0,
+            tokens=self.plan.tokens(rows),
+            lengths=self.plan.rows.lengths[rows],
+        )
+        self._metered = self.meter.state_dict()
+
+    def _not_finite(self, parts: list[tuple[Indices, torch.Tensor]]) -> None:
+        """Name the rows; end the training or leave the step out."""
+        bad = [int(row) for rows, loss in parts if not torch.isfinite(loss) for row in rows]
+        named = self.ranks.gather([self.plan.rows.origin(row) for row in self._culprits(bad)])
+        where = "; ".join(named[:SHOWN_ROWS]) or "no row by itself: the gradient overflowed"
+        more = f" and {len(named) - SHOWN_ROWS} more" if len(named) > SHOWN_ROWS else ""
+        text = f"the loss of step {self.step + 1} is not finite ({where}{more})"
+        if self.training.on_non_finite_loss == "stop":
+            raise TrainingError(
+                f"{text}: lower training.learning_rate or mend the rows, or set "
+                "training.on_non_finite_loss to skip"
+            )
+        self.skipped += 1
+        log.warning("%s: the step is left out, %d so far", text, self.skipped)
+
+    def _culprits(self, rows: list[int]) -> list[int]:
+        """Those of `rows` whose loss is not finite by themselves, else all of them."""
+        alone = []
+        with torch.no_grad():
+            for row in rows:
+                batch = self.objective.batch(self.plan.rows, np.array([row], np.int64))
+                moved = {name: tensor.to(self.ranks.device) for name, tensor in batch.items()}
+                if not torch.isfinite(self.objective.score(self.model, moved).loss):
+                    alone.append(row)
+        return alone or rows
+
+    # Watching
+
+    def _watch(self) -> None:
+        if self._watched == self.step:
+            return
+        ends = self.step >= self.total_steps
+        evaluates = self._evaluates(ends)
+        if self.step and (ends or evaluates or self.step % self.training.logging_steps == 0):
+            self._write_line()
+        if evaluates and self._evaluated != self.step:
+            self._evaluate()
+        self._watched = self.step
+        self._metered = self.meter.state_dict()
+
+    def _evaluates(self, ends: bool) -> bool:
+        if self.objective.held_out is None:
+            return False
+        if self.step == 0 or ends:
+            return True
+        if self.training.eval_strategy == "epoch":
+            return self.step % self.plan.steps_per_epoch == 0
+        return self.training.eval_steps is not None and self.step % self.training.eval_steps == 0
+
+    def _write_line(self) -> None:
+        reading = self.meter.read(step=self.step, total_steps=self.total_steps)
+        self.sinks.write(
+            Progress(
+                step=self.step,
+                total_steps=self.total_steps,
+                epoch=self._epoch,
+                learning_rate=float(self.schedule.get_last_lr()[0]),
+                grad_norm=self._grad_norm,
+                **reading,
+            )
+        )
+
+    def _evaluate(self) -> None:
+        assert self.objective.held_out is not None
+        made = heldout.evaluate(
+            self.model,
+            self.objective,
+            ranks=self.ranks,
+            micro_batch_tokens=self._accumulator.tokens,
+            packed=self.packed,
+            between=self._leave_if_urgent,
+            rounds=self.rounds,
+        )
+        self._evaluated = self.step
+        self.last = made
+        self.first = self.first or made
+        if self.step and self.stopping.update(self.step, made.loss):
+            self.best = made
+            if self.training.load_best_model_at_end:
+                self._best_weights = self._weights()
+        self.sinks.write(
+            Progress(
+                step=self.step,
+                total_steps=self.total_steps,
+                epoch=self._epoch,
+                tokens=self.meter.tokens,
+                eval_loss=made.loss,
+                eval_perplexity=made.perplexity,
+                eval_accuracy=made.accuracy,
+            )
+        )
+        if self.stopping.stop:
+            log.info(
+                "stopped early at step %d: no better evaluation than that of step %s since",
+                self.step,
+                self.stopping.best_step,
+            )
+        self.meter.start()
+
+    @property
+    def _epoch(self) -> float:
+        return round(self.step / self.plan.steps_per_epoch, 4)
+
+    # Saving
+
+    def _is_save_due(self) -> bool:
+        # By rank 0's clock alone, which is where it is written: no rank waits for another.
+        if not self.ranks.is_main or self.step == 0 or self._saved == self.step:
+            return False
+        if self.training.save_steps is not None:
+            return self.step % self.training.save_steps == 0
+        return time.monotonic() - self._saved_at > CHECKPOINT_S
+
+    def _save(self) -> None:
+        if not self.ranks.is_main or self._saved == self.step:
+            return
+        if self.checkpoints.save(self.step, self.state_dict()):
+            self._saved = self.step
+        self._saved_at = time.monotonic()
+        self.meter.start()
+
+    def _leave_if_urgent(self) -> None:
+        """Between micro-batches: weights and optimiser are still those of the last boundary."""
+        if self._stop.urgent:
+            self._save()
+            raise self._stopped()
+
+    def _stopped(self) -> StoppedError:
+        return StoppedError(f"stopped by SIGTERM after step {self.step} of {self.total_steps}")
+
+    def state_dict(self) -> State:
+        """All that the rest of the training depends on, as of the last boundary."""
+        return {
+            "step": self.step,
+            "watched": self._watched,
+            "evaluated": self._evaluated,
+            "rows_per_step": self.plan.rows_per_step,
+            "micro_batch_tokens": self._accumulator.tokens,
+            "skipped": self.skipped,
+            "weights": self._weights(),
+            "optimiser": self.optimiser.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "meter": self._metered,
+            "stopping": self.stopping.state_dict(),
+            "evaluations": [
+                None if evaluation is None else evaluation.to_dict()
+                for evaluation in (self.first, self.last, self.best)
+            ],
+            "best_weights": self._best_weights,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where `state` was taken."""
+        self.step = state["step"]
+        self._saved, self._watched = state["step"], state["watched"]
+        self._evaluated = state["evaluated"]
+        self.skipped = state["skipped"]
+        self._accumulator.tokens = state["micro_batch_tokens"]
+        self._restore(state["weights"])
+        self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
+        self.schedule.load_state_dict(state["schedule"])
+        self.meter.load_state_dict(state["meter"])
+        self.stopping.load_state_dict(state["stopping"])
+        self.first, self.last, self.best = (
+            None if plain is None else Evaluation(**plain) for plain in state["evaluations"]
+        )
+        self._best_weights = state["best_weights"]
+        self.sinks.resume_at(state["watched"])
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {name: p.detach().to("cpu", copy=True) for name, p in self._trained.items()}
+
+    def _restore(self, weights: dict[str, torch.Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self._trained.items():
+                parameter.copy_(weights[name])
+
+
+def _seed(seed: int, step: int, rank: int) -> None:
+    """Dropout and noise, different at each step and on each rank, the same when repeated."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(2, np.uint32)
+    torch.manual_seed(int(words[0]) << 32 | int(words[1]))

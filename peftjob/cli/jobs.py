@@ -1,0 +1,109 @@
+"""peftjob get, list, logs, delete: what there is of jobs."""
+
+import argparse
+import sys
+from typing import Any
+
+from peftjob.cli.options import add_cluster, add_verb, client
+from peftjob.cli.output import console, print_yaml
+from peftjob.errors import JobError
+
+
+def add(verbs: Any) -> None:
+    """Register the verbs."""
+    get = add_verb(verbs, "get", _get, "show a job: state, progress, adapter")
+    get.add_argument("name")
+    get.add_argument("-o", "--output", choices=["text", "yaml"], default="text")
+
+    every = add_verb(verbs, "list", _list, "list the jobs")
+
+    logs = add_verb(verbs, "logs", _logs, "show what a replica prints")
+    logs.add_argument("name")
+    logs.add_argument("-F", "--follow", action="store_true", help="go on until it ends")
+    logs.add_argument("--replica", default="master-0", help="master-0 (default), worker-0, …")
+    logs.add_argument("--container", help="pytorch (default) or storage-initializer")
+
+    delete = add_verb(verbs, "delete", _delete, "delete a job; its published adapter stays")
+    delete.add_argument("name")
+
+    for parser in (get, every, logs, delete):
+        add_cluster(parser)
+
+
+def _get(args: argparse.Namespace) -> int:
+    job = client(args).job(args.name, namespace=args.namespace)
+    if args.output == "yaml":
+        print_yaml([job.object()])
+        return 0
+    from peftjob.terminal import duration
+
+    rows = [("job", f"{job.namespace}/{job.name}"), ("state", job.describe())]
+    history = job.history()
+    losses = [(r.step, r.loss) for r in history if r.loss is not None]
+    if losses:
+        rows.append(("loss", f"{losses[0][1]:.3f} → {losses[-1][1]:.3f}"))
+    status = job.status
+    result, missing = None, None
+    if status == "Succeeded":
+        try:
+            result = job.result()
+        except JobError as err:
+            missing = str(err)
+    if result is not None:
+        if result.eval_loss_before is not None and result.eval_loss_after is not None:
+            text = f"{result.eval_loss_before:.3f} → {result.eval_loss_after:.3f}"
+            rows.append(("held-out loss", text))
+        rows += [
+            ("tokens/s", f"{result.tokens_per_s:,.0f} on {result.workers} processes"),
+            ("time", duration(result.seconds)),
+            ("base model", result.base_model),
+            ("adapter", result.adapter),
+        ]
+    elif missing is not None:
+        rows.append(("result", missing))
+    elif status == "Failed":
+        rows.append(("reason", job.failure() or "see its logs"))
+    # Plain lines: a reference that is broken to fit a column can't be copied.
+    for name, text in rows:
+        print(f"{name:14} {text}")
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from peftjob.job import status_of
+    from peftjob.terminal import table
+
+    api = client(args)
+    namespace = args.namespace or api.namespace
+    found = api.custom_api.list_namespaced_custom_object(
+        "kubeflow.org", "v1", namespace, "pytorchjobs"
+    )
+    rows = []
+    for item in found["items"]:
+        metadata = item["metadata"]
+        replicas = item["spec"].get("pytorchReplicaSpecs", {}).values()
+        workers = sum(replica.get("replicas") or 1 for replica in replicas)
+        state = status_of(item)
+        rows.append((metadata["name"], state, str(workers), metadata["creationTimestamp"]))
+    if not rows:
+        print(f"no jobs in namespace {namespace!r}")
+        return 0
+    head = ("NAME", "STATE", "WORKERS", "CREATED")
+    console(sys.stdout).print(table(head, rows), highlight=False)
+    return 0
+
+
+def _logs(args: argparse.Namespace) -> int:
+    job = client(args).job(args.name, namespace=args.namespace)
+    if args.follow:
+        for line in job.follow(replica=args.replica, container=args.container):
+            print(line, flush=True)
+    else:
+        print(job.logs(replica=args.replica, container=args.container), end="")
+    return 0
+
+
+def _delete(args: argparse.Namespace) -> int:
+    client(args).job(args.name, namespace=args.namespace).delete()
+    print(f"job {args.name} deleted")
+    return 0

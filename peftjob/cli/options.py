@@ -1,0 +1,129 @@
+"""What verbs have in common: the cluster they speak to, the spec they are given."""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peftjob.errors import UsageError
+
+if TYPE_CHECKING:
+    from peftjob.client import TrainingClient
+
+
+def add_verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
+    """Register the sub-command `name`: `run(args)` returns its exit code."""
+    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """The options of a verb that speaks to a cluster; see `client`."""
+    parser.add_argument("-n", "--namespace", help="default: the kubeconfig's, or 'default'")
+    parser.add_argument("--local", action="store_true", help="use the local cluster")
+    parser.add_argument("--home", metavar="DIR", help="the local cluster's folder; implies --local")
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    """The options of a verb that is given a job's spec; see `spec_data`."""
+    parser.add_argument("-f", "--file", type=Path, help="a spec in YAML or JSON")
+    parser.add_argument("--name", help="of the job and its adapter")
+    parser.add_argument(
+        "--model", metavar="URI", help="the base model: hf://org/name, file:///path"
+    )
+    parser.add_argument("--dataset", metavar="URI", help="file:///a.jsonl, https://…, hf://…")
+    parser.add_argument("--workers", type=int, help="replicas in all (default 1)")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="any field of the spec, such as training.learning_rate=1e-3; may be repeated",
+    )
+
+
+def client(args: argparse.Namespace) -> "TrainingClient":
+    """Of the cluster that the options name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    from peftjob.client import TrainingClient
+
+    given = {"namespace": args.namespace} if args.namespace else {}
+    if args.local or args.home:
+        from peftjob.local import LocalCluster
+
+        return TrainingClient(cluster=LocalCluster(args.home), **given)
+    from kubernetes.config import ConfigException
+
+    try:
+        return TrainingClient(**given)
+    except ConfigException as err:
+        raise UsageError(
+            f"no Kubernetes cluster: {err}; set KUBECONFIG, or use --local for this machine"
+        ) from err
+
+
+def spec_data(args: argparse.Namespace) -> dict[str, Any]:
+    """The spec's plain data: of the file, the options and --set, the later ones winning.
+
+    Raises:
+        UsageError: the file can't be read, or a setting makes no sense.
+    """
+    import yaml
+
+    data: dict[str, Any] = {}
+    if args.file:
+        try:
+            read = yaml.safe_load(args.file.read_text())
+        except (OSError, UnicodeDecodeError) as err:
+            raise UsageError(f"can't read the spec {args.file}: {err}") from err
+        except yaml.YAMLError as err:
+            text = " ".join(str(err).split())
+            raise UsageError(f"the spec {args.file} is not YAML: {text}") from err
+        if not isinstance(read, dict):
+            raise UsageError(f"the spec {args.file} must be a mapping of fields to values")
+        data = read
+    for path, value in (
+        ("name", args.name),
+        ("namespace", getattr(args, "namespace", None)),
+        ("base_model.source", args.model),
+        ("dataset.source", args.dataset),
+        ("num_workers", args.workers),
+        ("output.registry.ref", getattr(args, "registry", None)),
+    ):
+        if value is not None:
+            _put(data, path, value)
+    for setting in args.settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise UsageError(f"--set {setting!r}: write PATH=VALUE, such as training.seed=1")
+        _put(data, path, _scalar(text))
+    return data
+
+
+def _scalar(text: str) -> Any:
+    """As YAML reads it, and numbers such as 1e-3, which YAML 1.1 takes for text."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
+
+
+def _put(data: dict[str, Any], path: str, value: Any) -> None:
+    *parents, last = path.split(".")
+    for step in parents:
+        data = data.setdefault(step, {})
+        if not isinstance(data, dict):
+            raise UsageError(f"{path}: {step} is not a part of a spec but a value")
+    data[last] = value

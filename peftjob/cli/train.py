@@ -1,0 +1,47 @@
+"""peftjob train: submit a job, and watch it."""
+
+import argparse
+from typing import Any
+
+from peftjob.cli.options import add_cluster, add_spec, add_verb, client, spec_data
+from peftjob.cli.output import console, print_yaml
+
+
+def add(verbs: Any) -> None:
+    """Register the verb."""
+    train = add_verb(verbs, "train", _train, "submit a tuning job")
+    add_cluster(train)
+    add_spec(train)
+    train.add_argument("--registry", metavar="REF", help="host/name:tag for the adapter image")
+    train.add_argument("--dry-run", action="store_true", help="print the YAML, create nothing")
+    train.add_argument("--no-wait", action="store_true", help="return once it is submitted")
+
+
+def _train(args: argparse.Namespace) -> int:
+    from peftjob.spec import PeftJobSpec
+
+    data = spec_data(args)
+    spec = PeftJobSpec.parse(data)
+    if args.dry_run:
+        from peftjob.manifest import render
+
+        print_yaml(render(spec))
+        return 0
+    api = client(args)
+    if "namespace" not in data:
+        spec = spec.model_copy(update={"namespace": api.namespace})
+    terminal = console()
+    job = api.submit(spec)
+    terminal.print(f"job {job.name} submitted", highlight=False)
+    if args.no_wait:
+        return 0
+    from peftjob.terminal import TrainingBar
+
+    with TrainingBar(terminal) as bar:
+        try:
+            job.wait(on_poll=bar.update)
+        except KeyboardInterrupt:
+            terminal.print(f"the job goes on; see it with: peftjob get {job.name}")
+            raise
+    print(job.adapter)
+    return 0

@@ -43,9 +43,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def _main(argv: Sequence[str]) -> int:
     # Seen here already, a mistake costs the user no start of torch in every process.
-    is_stock = SPEC_ENV not in os.environ
-    defaults = _stock_defaults() if is_stock else None
-    job = options.read(argv, os.environ, stock_defaults=defaults)
+    job = options.read(argv, os.environ, stock_defaults=_stock_defaults)
     failed = options.failed_inputs(job.state_dir)
     if failed is not None:
         raise failed

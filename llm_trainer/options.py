@@ -6,7 +6,7 @@ passes (peftjob.stock). --model_dir and --dataset_dir win over the workspace's o
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -83,13 +83,13 @@ def read(
     argv: Sequence[str],
     env: Mapping[str, str],
     *,
-    stock_defaults: Mapping[str, Any] | None = None,
+    stock_defaults: Callable[[], Mapping[str, Any]] | None = None,
 ) -> Job:
     """The job that `argv` and `env` describe.
 
     Args:
-        stock_defaults: TrainingArguments' own, to tell what a stock job's caller has set; None
-            takes settings that a spec can't say for left alone.
+        stock_defaults: tells TrainingArguments' own, asked where a stock job has fields of a newer
+            version than peftjob knows.
 
     Raises:
         UsageError: an argument that is not known.
@@ -120,7 +120,9 @@ def read(
 
 
 def _stock_spec(
-    argv: Sequence[str], env: Mapping[str, str], defaults: Mapping[str, Any] | None
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    defaults: Callable[[], Mapping[str, Any]] | None,
 ) -> PeftJobSpec:
     if not any(arg.split("=")[0] == "--model_uri" for arg in argv):
         raise UsageError(

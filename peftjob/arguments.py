@@ -33,6 +33,13 @@ def model(value: Any) -> Any:
     return stock.model_from_stock(vars(value))
 
 
+def task(model: Any) -> dict[str, Any]:
+    """What the stock client says of the task, which it says of the model."""
+    if model is None or isinstance(model, str | BaseModelSource):
+        return {}
+    return stock.task_from_stock(vars(model))
+
+
 def dataset(value: Any) -> Any:
     if value is None:
         raise SpecError(
@@ -55,10 +62,12 @@ def trainer(value: Any) -> dict[str, Any]:
             [f"trainer_parameters: give TrainerParams or HuggingFaceTrainerParams, not {value!r}"]
         )
     arguments = value.training_parameters
-    defaults = type(arguments)(output_dir=arguments.output_dir).to_dict()
     return {
         "method": stock.lora_from_stock(value.lora_config.to_dict()),
-        "training": stock.training_from_stock(arguments.to_dict(), defaults),
+        "training": stock.training_from_stock(
+            arguments.to_dict(),
+            lambda: type(arguments)(output_dir=arguments.output_dir).to_dict(),
+        ),
     }
 
 

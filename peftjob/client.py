@@ -125,6 +125,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 "base_model": arguments.model(model_provider_parameters),
                 "dataset": arguments.dataset(dataset_provider_parameters),
                 **arguments.trainer(trainer_parameters),
+                **arguments.task(model_provider_parameters),
                 "init_env": arguments.variables("init_env_vars", init_env_vars),
                 "env": arguments.variables("env_vars", env_vars),
                 "storage": arguments.plain(storage)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from peftjob import contract
 from peftjob.errors import JobError, JobTimeoutError, NotFoundError
-from peftjob.progress import Progress, Result, from_line
+from peftjob.progress import Progress, Result, from_line, latest
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
@@ -63,18 +63,18 @@ class Job:
         status = self.status
         if status in ENDED:
             return status
-        latest = self.progress()
-        if latest is not None:
-            return f"{status}, step {latest.step} of {latest.total_steps}"
+        record = self.progress()
+        if record is not None:
+            return f"{status}, step {record.step} of {record.total_steps}"
         return f"{status}, {self._before_training()}" if status != "Suspended" else status
 
     def progress(self) -> Progress | None:
-        """The newest progress record; None before the first."""
-        records = [r for r in self._records(tail=400) if isinstance(r, Progress)]
-        return records[-1] if records else None
+        """Where the training stands: the newest record, with the newest value of what it lacks;
+        None before the first."""
+        return latest(r for r in self._records(tail=400) if isinstance(r, Progress))
 
     def history(self) -> list[Progress]:
-        """All progress records: the loss curve."""
+        """All progress records as they were written: the loss curve."""
         return [r for r in self._records() if isinstance(r, Progress)]
 
     def result(self) -> Result:

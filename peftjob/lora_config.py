@@ -68,6 +68,9 @@ REFUSED: dict[str, tuple[Any, str]] = {
 }
 """What can't be used: LoraConfig's default, and why."""
 
+DEFAULTS = OPTIONS | {name: default for name, (default, _) in REFUSED.items()}
+"""LoraConfig's defaults of either: such a value asks for nothing."""
+
 INITIALISATIONS = (
     "gaussian",
     "orthogonal",

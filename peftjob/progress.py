@@ -6,6 +6,7 @@ can be read from the pod's status when the logs are gone. May import errors and 
 """
 
 import json
+from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -69,6 +70,17 @@ class Result(BaseModel):
     seconds: float
     workers: int
     """Processes that trained (torchrun's world size)."""
+
+
+def latest(records: Iterable[Progress]) -> Progress | None:
+    """Where a training stands: the newest record, with the newest known value of what it lacks.
+
+    A line tells the training loss, an evaluation the held-out loss; a reader wants both.
+    """
+    known: dict[str, object] = {}
+    for record in records:
+        known |= record.model_dump(exclude_none=True)
+    return Progress.model_validate(known) if known else None
 
 
 def to_line(record: Progress | Result) -> str:

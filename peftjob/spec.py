@@ -3,7 +3,8 @@
 A spec comes from keyword arguments, JSON, YAML or the stock client's arguments (stock.py), and is
 the only configuration that the containers get (PEFTJOB_SPEC). It never holds a secret value: a
 secret is named, as a Secret and a key. Unknown fields are errors, and all problems are reported
-together, each with its path. May import part, method, training, errors and contract.
+together, each with its path. May import part, method, training,
+training_arguments, errors and contract.
 """
 
 import json
@@ -12,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from peftjob import training_arguments
 from peftjob.errors import SpecError
 from peftjob.method import IA3, Lora, Method, PrefixTuning, PromptTuning, QLora, Task
 from peftjob.part import Part
@@ -319,5 +321,8 @@ def _known_fields(loc: tuple[str | int, ...]) -> str:
         candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
         part = next((c for c in candidates if hasattr(c, "model_fields")), None)
     names = list(getattr(part, "model_fields", {}))
+    said = training_arguments.advice(str(loc[-1])) if part is Training else None
+    if said is not None:
+        return said
     near = difflib.get_close_matches(str(loc[-1]), names, n=3)
     return "did you mean " + " or ".join(near) + "?" if near else "known are " + ", ".join(names)

@@ -2,90 +2,33 @@
 
 The stock `train` knows a model, a dataset and a trainer as parameter objects, and hands them to
 its two containers as command-line arguments. Both forms become a PeftJobSpec here. What a spec
-can't say is refused by name, never dropped. May import spec, errors and contract.
+can't say is refused by name, never dropped. May import spec, training_fields, lora_config, errors
+and contract.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from peftjob import lora_config
 from peftjob.errors import SpecError
 from peftjob.spec import NAME_MAX_LENGTH, PeftJobSpec
+from peftjob.training_fields import translate
 
-CAUSAL_LM = "AutoModelForCausalLM"
 DEFAULT_JOB_NAME = "train"
 
-_LORA_FIELDS = (
-    "r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "use_rslora",
-    "use_dora",
-    "bias",
-)
-_TRAINING_FIELDS = (
-    "num_train_epochs",
-    "max_steps",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "weight_decay",
-    "max_grad_norm",
-    "max_length",
-    "seed",
-    "logging_steps",
-)
-# Where the trainer's own decision stands in place of the caller's: paths, reporting, devices,
-# evaluation (always of the held-out rows) and what only describes the other settings.
-_TRAINING_DECIDED_HERE = frozenset(
-    (
-        "output_dir",
-        "logging_dir",
-        "run_name",
-        "report_to",
-        "eval_strategy",
-        "save_strategy",
-        "save_steps",
-        "save_total_limit",
-        "do_train",
-        "do_eval",
-        "do_predict",
-        "bf16",
-        "fp16",
-        "use_cpu",
-        "no_cuda",
-        "use_cuda",
-        "ddp_backend",
-        "dataloader_num_workers",
-        "dataloader_pin_memory",
-        "remove_unused_columns",
-        "disable_tqdm",
-        "log_level",
-        "logging_strategy",
-        "per_device_eval_batch_size",
-        "push_to_hub",
-        "hub_token",
-        "data_seed",
-        "local_rank",
-        "ddp_find_unused_parameters",
-        "ddp_timeout",
-        "eval_steps",
-        "overwrite_output_dir",
-        "label_names",
-        "accelerator_config",
-    )
-)
-# LoraConfig's values that say nothing beyond a plain LoRA on a causal LM.
-_LORA_NEUTRAL: dict[str, object] = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "init_lora_weights": True,
-    "inference_mode": False,
+TASKS = {
+    "AutoModelForCausalLM": "causal-lm",
+    "AutoModelForSequenceClassification": "sequence-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMaskedLM": "masked-lm",
+    "AutoModelForImageClassification": "image-classification",
 }
+"""The stock client's transformer_type → the spec's task."""
+_WITH_LABELS = ("sequence-classification", "token-classification", "image-classification")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +40,7 @@ def spec_from_trainer_args(
     argv: Sequence[str],
     *,
     pod_name: str = "",
-    training_defaults: Mapping[str, Any] | None = None,
+    training_defaults: Callable[[], Mapping[str, Any]] | None = None,
 ) -> PeftJobSpec:
     """The spec that the stock client's trainer arguments stand for.
 
@@ -105,11 +48,11 @@ def spec_from_trainer_args(
         argv: `--model_uri … --lora_config … --training_parameters …` as the stock client writes
             them into the container.
         pod_name: `<job>-master-0`, which is what $HOSTNAME holds in a pod; names the adapter.
-        training_defaults: TrainingArguments' own defaults, so that a setting which was left alone
-            is not taken for a wish.
+        training_defaults: of `training_from_stock`.
 
     Raises:
-        SpecError: arguments missing, unreadable, or asking for what a spec can't say.
+        SpecError: arguments missing, unreadable, or asking for what a spec can't say; all
+            problems at once.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     for name in ("model_uri", "transformer_type", "lora_config", "training_parameters"):
@@ -117,20 +60,42 @@ def spec_from_trainer_args(
     for name in ("num_labels", "model_dir", "dataset_dir"):
         parser.add_argument(f"--{name}")
     args = parser.parse_args(argv)
+    model = {
+        "model_uri": args.model_uri,
+        "transformer_type": args.transformer_type,
+        "num_labels": args.num_labels,
+    }
+    parts = _all(
+        base_model=lambda: model_from_stock(model),
+        task=lambda: task_from_stock(model),
+        method=lambda: lora_from_stock(_json("--lora_config", args.lora_config)),
+        training=lambda: training_from_stock(
+            _json("--training_parameters", args.training_parameters), training_defaults
+        ),
+    )
     return PeftJobSpec.parse(
         {
             "name": _job_name(pod_name),
-            "base_model": model_from_stock(
-                {"model_uri": args.model_uri, "transformer_type": args.transformer_type}
-            ),
             # Fetched by the init container already; the trainer reads it from the volume.
             "dataset": {"source": "pvc://dataset"},
-            "method": lora_from_stock(_json("--lora_config", args.lora_config)),
-            "training": training_from_stock(
-                _json("--training_parameters", args.training_parameters), training_defaults
-            ),
+            **parts.pop("task"),
+            **parts,
         }
     )
+
+
+def _all(**parts: Callable[[], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The parts by their names, or the problems of all of them."""
+    made: dict[str, dict[str, Any]] = {}
+    problems: list[str] = []
+    for name, make in parts.items():
+        try:
+            made[name] = make()
+        except SpecError as err:
+            problems += err.problems
+    if problems:
+        raise SpecError(problems)
+    return made
 
 
 def _job_name(pod_name: str) -> str:
@@ -140,17 +105,24 @@ def _job_name(pod_name: str) -> str:
 
 def model_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
     """BaseModelSource fields from HuggingFaceModelParams' fields."""
-    problems = []
-    kind = payload.get("transformer_type", CAUSAL_LM)
-    kind = kind if isinstance(kind, str) else kind.__name__
-    if kind != CAUSAL_LM:
-        problems.append(f"transformer_type: {kind} can't be tuned; {CAUSAL_LM} can")
-    if payload.get("num_labels") not in (None, "None"):
-        problems.append("num_labels: a causal language model has none; leave it out")
-    problems += _token_problem(payload, "model_provider_parameters")
+    problems = _token_problem(payload, "model_provider_parameters")
     if problems:
         raise SpecError(problems)
     return {"source": _with_scheme(payload["model_uri"])}
+
+
+def task_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """A spec's task and num_labels from HuggingFaceModelParams' fields."""
+    kind = payload.get("transformer_type") or "AutoModelForCausalLM"
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if kind not in TASKS:
+        raise SpecError([f"transformer_type: {kind} can't be tuned; {', '.join(TASKS)} can"])
+    task, labels = TASKS[kind], payload.get("num_labels")
+    if labels in (None, "None"):
+        return {"task": task}
+    if task not in _WITH_LABELS:
+        raise SpecError([f"num_labels: a model for {task} has none; leave it out"])
+    return {"task": task, "num_labels": labels}
 
 
 def dataset_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,68 +143,55 @@ def dataset_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def lora_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Lora fields from LoraConfig.to_dict()."""
-    problems = [
-        f"lora_config.{key}: {value!r} is not supported; known are {', '.join(_LORA_FIELDS)}"
-        for key, value in payload.items()
-        if key not in _LORA_FIELDS and not _is_neutral(key, value)
-    ]
+    """Fields of a spec's method from LoraConfig.to_dict().
+
+    Raises:
+        SpecError: what can't be used, by name; all problems at once.
+    """
+    fields: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    for name, value in payload.items():
+        value = getattr(value, "value", value)  # enums, before they were JSON
+        if name in lora_config.FIELDS:
+            if value is not None:
+                fields[name] = _sorted(value)
+        elif name in lora_config.DEFAULTS:
+            if value != lora_config.DEFAULTS[name]:
+                options[name] = _sorted(value)
+        # A newer PEFT may have fields that are not known here; unset, they ask for nothing.
+        elif value and name not in lora_config.DECIDED_HERE:
+            options[name] = value
+    problems = lora_config.option_problems(options)
+    if payload.get("loftq_config"):
+        problems.append(f"loftq_config: leave it out: {lora_config.DECIDED_HERE['loftq_config']}")
+    kind = getattr(payload.get("peft_type"), "value", payload.get("peft_type"))
+    if kind not in (None, "LORA"):
+        problems.append(f"peft_type: {kind!r} can't be had of a LoraConfig")
     if problems:
-        raise SpecError(problems)
-    fields = {k: payload[k] for k in _LORA_FIELDS if payload.get(k) is not None}
-    targets = fields.get("target_modules")
-    if targets == "all-linear":
-        del fields["target_modules"]
-    elif targets is not None:
-        fields["target_modules"] = [targets] if isinstance(targets, str) else sorted(targets)
-    return fields
+        raise SpecError([f"lora_config.{problem}" for problem in problems])
+    return {**fields, "options": options} if options else fields
 
 
 def training_from_stock(
-    payload: Mapping[str, Any], defaults: Mapping[str, Any] | None = None
+    payload: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Training fields from TrainingArguments.to_dict().
+    """Training fields from the to_dict() of TrainingArguments, or of TRL's SFTConfig.
 
     Args:
-        defaults: Its defaults; None takes every unknown setting for left alone.
+        defaults: tells the class's own, asked where it has fields that are not known here.
+
+    Raises:
+        SpecError: what a spec can't say, by name; all problems at once.
     """
-    fields = {k: payload[k] for k in _TRAINING_FIELDS if payload.get(k) is not None}
-    warmup = payload.get("warmup_steps") or 0
-    if warmup < 1:
-        # transformers 5: a number below 1 is a share of the steps.
-        fields["warmup_ratio"] = warmup
-        payload = {k: v for k, v in payload.items() if k != "warmup_steps"}
-    problems = [
-        f"training_parameters.{key}: {value!r} is not supported; known are "
-        + ", ".join(_TRAINING_FIELDS)
-        for key, value in payload.items()
-        if key not in _TRAINING_FIELDS
-        and key not in _TRAINING_DECIDED_HERE
-        and defaults is not None
-        # Unset fields are None as declared, and False or empty once an instance was made.
-        and (value or None) != (defaults.get(key) or None)
-    ]
+    fields, problems = translate(payload, defaults)
     if problems:
-        raise SpecError(problems)
-    if "logging_steps" in fields:
-        fields["logging_steps"] = max(1, int(fields["logging_steps"]))
+        raise SpecError([f"training_parameters.{name}: {text}" for name, text in problems.items()])
     return fields
 
 
-def _is_neutral(key: str, value: Any) -> bool:
-    if key == "task_type" and value is not None:
-        value = getattr(value, "value", value)
-    if key in _LORA_NEUTRAL and value in (_LORA_NEUTRAL[key], None):
-        return True
-    # PEFT's other fields say "off" by None, False or emptiness; these few have other defaults.
-    return value in (None, False, "", [], {}, ()) or key in (
-        "peft_version",
-        "base_model_name_or_path",
-        "runtime_config",
-        "megatron_core",
-        "auto_mapping",
-        "qalora_group_size",
-    )
+def _sorted(value: Any) -> Any:
+    """Sets as lists, in an order that does not change from run to run."""
+    return sorted(value) if isinstance(value, set | frozenset) else value
 
 
 def _token_problem(payload: Mapping[str, Any], where: str) -> list[str]:

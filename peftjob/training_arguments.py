@@ -245,10 +245,15 @@ TRANSLATED = frozenset(
 
 
 def advice(name: str) -> str | None:
-    """Why `name`, of TrainingArguments or SFTConfig, is no field of a spec; None if it is neither."""
+    """Why a name of TrainingArguments or SFTConfig is no field of a spec; None for other names."""
     if name in DECIDED:
         return f"leave it out: {DECIDED[name]}"
     return ELSEWHERE.get(name) or (ONLY[name][1] if name in ONLY else None)
+
+
+def is_known(name: str) -> bool:
+    """Whether it is a field of either class, or was one."""
+    return any(name in table for table in (UNCHANGED, TRANSLATED, DECIDED, ELSEWHERE, ONLY))
 
 
 def refusal(name: str, value: Any) -> str | None:
@@ -258,10 +263,11 @@ def refusal(name: str, value: Any) -> str | None:
         if not value or value in accepted:
             return None
         return f"{value!r} can't be had: {reason}"
-    known = (*UNCHANGED, *TRANSLATED, *DECIDED, *ELSEWHERE)
     # A newer transformers may have fields that are not known here; unset, they ask for nothing.
-    if name in known or not value:
+    if is_known(name) or not value:
         return None
-    near = difflib.get_close_matches(name, (*known, *ONLY), n=3)
+    near = difflib.get_close_matches(
+        name, (*UNCHANGED, *TRANSLATED, *DECIDED, *ELSEWHERE, *ONLY), n=3
+    )
     hint = f"did you mean {' or '.join(near)}?" if near else "see peftjob.training.Training"
     return f"is no field of TrainingArguments or SFTConfig; {hint}"

@@ -3,24 +3,32 @@
 May import training and training_arguments.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from peftjob.training import Training
-from peftjob.training_arguments import ELSEWHERE, ONLY, UNCHANGED, refusal
+from peftjob.training_arguments import ELSEWHERE, ONLY, UNCHANGED, is_known, refusal
 
 REPORTS = ("tensorboard", "mlflow", "wandb")
 _SAVE_STEPS = 500
 """TrainingArguments' default, which says nothing about what is wanted."""
 
 
-def translate(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+def translate(
+    given: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Fields of a spec's training, and what is wrong with the given fields, by their names.
 
     Args:
         given: some or all fields of TrainingArguments or SFTConfig; all of them as their to_dict()
             has them: unset ones are None, False or empty, or have their default.
+        defaults: tells the defaults of the class that `given` is of, asked only where it has fields
+            that are not known here: a newer version's, left alone, ask for nothing.
     """
+    new = {name for name, value in given.items() if value and not is_known(name)}
+    if new and defaults is not None:
+        theirs = defaults()
+        given = {k: v for k, v in given.items() if k not in new or v != theirs.get(k)}
     fields = {name: given[name] for name in UNCHANGED if given.get(name) is not None}
     problems = {name: text for name in given if (text := refusal(name, given[name]))}
     _warmup(given, fields, problems)

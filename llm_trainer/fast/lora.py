@@ -12,6 +12,7 @@ group computes all of it; the others find theirs ready.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -126,8 +127,8 @@ class _Projections(torch.autograd.Function):
         ranks = [len(a) for a in factors[0::2]]
         h_all = flat @ a_all.t()
         outputs = []
-        for (weight, bias), b, h in zip(frozen, scaled, h_all.split(ranks, dim=1), strict=True):
-            y = torch.nn.functional.linear(flat, weight, bias).addmm_(h, b.t())
+        for (weight, bias), b, place in zip(frozen, scaled, _places(ranks), strict=True):
+            y = torch.nn.functional.linear(flat, weight, bias).addmm_(h_all[:, place], b.t())
             outputs.append(y.view(*x.shape[:-1], -1))
         ctx.save_for_backward(flat, h_all, a_all, *scaled, *(weight for weight, _ in frozen))
         ctx.scales, ctx.ranks, ctx.shape = scales, ranks, x.shape
@@ -140,13 +141,11 @@ class _Projections(torch.autograd.Function):
         scaled, weights = rest[:count], rest[count:]
         grad_h = torch.zeros_like(h_all)
         grad_x = None
+        places = _places(ctx.ranks)
         grad_bs: list[torch.Tensor | None] = []
-        start = 0
-        for grad, b, weight, rank, scale in zip(
-            grads, scaled, weights, ctx.ranks, ctx.scales, strict=True
+        for grad, b, weight, place, scale in zip(
+            grads, scaled, weights, places, ctx.scales, strict=True
         ):
-            place = slice(start, start + rank)
-            start += rank
             if grad is None:
                 grad_bs.append(None)
                 continue
@@ -155,11 +154,16 @@ class _Projections(torch.autograd.Function):
             grad_bs.append((dy.t() @ h_all[:, place]).float().mul_(scale))
             if ctx.needs_input_grad[0]:
                 grad_x = dy @ weight if grad_x is None else grad_x.addmm_(dy, weight)
-        grad_as = (grad_h.t() @ flat).float().split_with_sizes(ctx.ranks)
+        grad_a_all = (grad_h.t() @ flat).float()
         if ctx.needs_input_grad[0]:
             grad_x = grad_h @ a_all if grad_x is None else grad_x.addmm_(grad_h, a_all)
             grad_x = grad_x.view(ctx.shape)
         factors: list[torch.Tensor | None] = []
-        for grad_a, grad_b in zip(grad_as, grad_bs, strict=True):
-            factors += [grad_a, grad_b]
+        for place, grad_b in zip(places, grad_bs, strict=True):
+            factors += [grad_a_all[place], grad_b]
         return grad_x, None, None, *factors
+
+
+def _places(ranks: Sequence[int]) -> list[slice]:
+    """Where each projection's part is, of what is computed for all together."""
+    return [slice(end - rank, end) for end, rank in zip(accumulate(ranks), ranks, strict=True)]

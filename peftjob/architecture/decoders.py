@@ -15,6 +15,10 @@ _LANGUAGE = ("causal-lm", "masked-lm")
 """Tasks whose head makes logits of tokens."""
 
 
+_DOWN = {family.ffn.split()[-1] for family in DECODERS.values()}
+"""What a feed-forward's last projection is called."""
+
+
 def read(fields: Fields, *, task: Task, labels: int) -> Architecture:
     """The architecture that a config.json of one of MODEL_TYPES describes.
 
@@ -78,7 +82,6 @@ class _Decoder:
         return Architecture(
             model_type=fields.model_type,
             hidden=hidden,
-            intermediate=self._intermediate(),
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
@@ -92,19 +95,24 @@ class _Decoder:
             head=head + last,
             head_outputs=outputs,
             gated=family.fused_gate or len(family.ffn.split()) == 3,
+            swiglu=len(family.ffn.split()) == 3
+            and fields.get("hidden_act", family.activation) == "silu",
+            rms=family.rms,
             positions=int(positions) if positions else None,
         )
 
     def _block(self, count: int, *, sparse: bool, window: int | None) -> Block:
         family, queries, keys = self.family, self.heads * self.head_dim, self._keys()
-        norms = self._norms() * self._norm()
+        others = self._norms() * self._norm()
         if family.qk_norm and self.fields.get(family.qk_norm_field, True):
-            norms += 2 * self.head_dim if family.qk_norm == "head" else queries + keys
+            others += 2 * self.head_dim if family.qk_norm == "head" else queries + keys
         ffn = self._experts() if sparse else self._feed_forward(self._intermediate())
         return Block(
             count=count,
             projections=(*self._attention(queries, keys), *ffn),
-            others=norms,
+            inner=sum(p.inputs * p.active for p in ffn if p.name in _DOWN),
+            others=others,
+            norms=self._norms(),
             window=window,
         )
 

@@ -123,12 +123,14 @@ def _architecture(
         Projection(name=down, inputs=intermediate, outputs=hidden, bias=True),
     )
     block = Block(
-        count=fields.count("num_hidden_layers"), projections=projections, others=4 * hidden
+        count=fields.count("num_hidden_layers"),
+        projections=projections,
+        inner=intermediate,
+        others=4 * hidden,
     )
     return Architecture(
         model_type=fields.model_type,
         hidden=hidden,
-        intermediate=intermediate,
         heads=heads,
         kv_heads=heads,
         head_dim=hidden // heads,

@@ -28,6 +28,8 @@ class Family:
     ffn_bias: Flag = False
     norms: int = 2
     """Of a block."""
+    rms: bool = True
+    """Whether they are root mean squares."""
     norm_bias: bool = False
     norm_weight: bool = True
     qk_norm: str = ""
@@ -42,13 +44,16 @@ class Family:
     """None has no table of positions, a number one with so many rows above the model's length."""
     embedding_norm: bool = False
     head_bias: bool = False
+    activation: str = "silu"
+    """Of the feed-forward, where config.json does not say."""
     sparse: bool = False
     """Whether the feed-forward is a choice of experts."""
 
 
 def _gelu(**fields: Any) -> Family:
     """A family with biases everywhere, LayerNorm and no gate, but for `fields`."""
-    given = {"qkv_bias": True, "out_bias": True, "ffn_bias": True, "norm_bias": True, **fields}
+    biases = dict.fromkeys(("qkv_bias", "out_bias", "ffn_bias", "norm_bias"), True)
+    given: dict[str, Any] = {**biases, "rms": False, "activation": "gelu", **fields}
     return Family(**given)
 
 
@@ -65,12 +70,14 @@ DECODERS: dict[str, Family] = {
     "qwen2": Family(qkv_bias=True),
     "qwen3": _llama(qk_norm="head", head_dim=128),
     "smollm3": _llama(ffn_bias="mlp_bias=false", tied=True),
-    "gemma": _llama(tied=True, head_dim=256),
-    "gemma2": _llama(tied=True, head_dim=256, norms=4),
-    "gemma3_text": _llama(tied=True, head_dim=256, norms=4, qk_norm="head"),
-    "olmo": _llama(norm_weight=False),
+    "gemma": _llama(tied=True, head_dim=256, activation="gelu_pytorch_tanh"),
+    "gemma2": _llama(tied=True, head_dim=256, activation="gelu_pytorch_tanh", norms=4),
+    "gemma3_text": _llama(
+        tied=True, head_dim=256, activation="gelu_pytorch_tanh", norms=4, qk_norm="head"
+    ),
+    "olmo": _llama(norm_weight=False, rms=False),
     "olmo2": _llama(qk_norm="full"),
-    "cohere": _llama(tied=True, norms=1, qk_norm="full", qk_norm_field="use_qk_norm"),
+    "cohere": _llama(tied=True, norms=1, rms=False, qk_norm="full", qk_norm_field="use_qk_norm"),
     "phi3": Family(qkv="qkv_proj", ffn="gate_up_proj down_proj", fused_gate=True),
     "glm4": Family(
         qkv_bias="attention_bias=true",
@@ -78,13 +85,14 @@ DECODERS: dict[str, Family] = {
         fused_gate=True,
         norms=4,
     ),
-    "stablelm": Family(qkv_bias="use_qkv_bias=false", norm_bias=True),
+    "stablelm": Family(qkv_bias="use_qkv_bias=false", norm_bias=True, rms=False),
     "starcoder2": Family(
         qkv_bias="use_bias=true",
         out_bias="use_bias=true",
         ffn="c_fc c_proj",
         ffn_bias="use_bias=true",
         norm_bias=True,
+        rms=False,
         tied=True,
     ),
     "phi": _gelu(out="dense", ffn="fc1 fc2", norms=1, head_bias=True),
@@ -125,6 +133,7 @@ DECODERS: dict[str, Family] = {
         out_bias="bias=false",
         ffn_bias="bias=false",
         norm_bias=True,
+        rms=False,
         tied=True,
     ),
     "mixtral": Family(sparse=True, kv_heads=8),

@@ -14,6 +14,7 @@ _SYNONYMS = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim"),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
     "num_experts": ("num_local_experts",),
+    "hidden_act": ("hidden_activation", "activation_function", "activation"),
 }
 
 

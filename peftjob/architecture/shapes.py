@@ -48,8 +48,12 @@ class Block:
 
     count: int
     projections: tuple[Projection, ...]
+    inner: int
+    """Width between a feed-forward's projections: of all experts that a token goes through."""
     others: int
     """Parameters of a block outside of its projections: norms."""
+    norms: int = 2
+    """Normalisations of the hidden states."""
     window: int | None = None
     """Tokens that attention looks back; None is all of them."""
 
@@ -66,8 +70,6 @@ class Architecture:
     model_type: str
     """As config.json calls it."""
     hidden: int
-    intermediate: int
-    """Width between the projections of a feed-forward; of an expert where there is nothing else."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -81,18 +83,18 @@ class Architecture:
     """Parameters after the blocks, without those that are the input embeddings."""
     head_outputs: int
     """Width of the logits: the vocabulary, or the labels."""
-    others: int = 0
-    """Parameters of what is beside the language model: a vision tower."""
     causal: bool = True
     """Whether attention only looks back."""
     gated: bool = True
     """Whether the feed-forward multiplies two projections of its input."""
+    swiglu: bool = False
+    """Whether it does so as Llama does: separate projections, and SiLU of the gate."""
+    rms: bool = False
+    """Whether norms are root mean squares."""
     positions: int | None = None
     """The most tokens that the model can tell apart; None where it does not say."""
     image_tokens: int | None = None
     """Of a model of images: tokens of an image."""
-    exact: bool = True
-    """Whether every size is the model's own; False where some had to be inferred."""
 
     @property
     def layers(self) -> int:
@@ -103,7 +105,7 @@ class Architecture:
     def parameters(self) -> int:
         """All of the model's, shared ones once."""
         blocks = sum(block.count * block.parameters for block in self.blocks)
-        return self.embeddings + blocks + self.head + self.others
+        return self.embeddings + blocks + self.head
 
     @property
     def quantised(self) -> int:

@@ -35,26 +35,22 @@ def _get(args: argparse.Namespace) -> int:
     if args.output == "yaml":
         print_yaml([job.object()])
         return 0
-    from peftjob.terminal import duration
+    from peftjob.progress import latest
+    from peftjob.terminal import duration, processes, standing, summary
 
     rows = [("job", f"{job.namespace}/{job.name}"), ("state", job.describe())]
-    history = job.history()
-    losses = [(r.step, r.loss) for r in history if r.loss is not None]
-    if losses:
-        rows.append(("loss", f"{losses[0][1]:.3f} → {losses[-1][1]:.3f}"))
-    status = job.status
+    history, status = job.history(), job.status
     result, missing = None, None
     if status == "Succeeded":
         try:
             result = job.result()
         except JobError as err:
             missing = str(err)
+    rows += summary(history, result)
+    record = latest(history)
     if result is not None:
-        if result.eval_loss_before is not None and result.eval_loss_after is not None:
-            text = f"{result.eval_loss_before:.3f} → {result.eval_loss_after:.3f}"
-            rows.append(("held-out loss", text))
         rows += [
-            ("tokens/s", f"{result.tokens_per_s:,.0f} on {result.workers} processes"),
+            ("speed", f"{result.tokens_per_s:,.0f} tokens/s on {processes(result.workers)}"),
             ("time", duration(result.seconds)),
             ("base model", result.base_model),
             ("adapter", result.adapter),
@@ -63,6 +59,8 @@ def _get(args: argparse.Namespace) -> int:
         rows.append(("result", missing))
     elif status == "Failed":
         rows.append(("reason", job.failure() or "see its logs"))
+    elif record is not None:
+        rows += standing(record)
     # Plain lines: a reference that is broken to fit a column can't be copied.
     for name, text in rows:
         print(f"{name:14} {text}")

@@ -1,11 +1,14 @@
 """What the stock client passes, as a spec."""
 
+import dataclasses
 import json
 
 import pytest
 
-from peftjob import stock
+from peftjob import lora_config, stock
 from peftjob.errors import SpecError
+from peftjob.method import Lora
+from peftjob.training import Training
 
 
 def _argv(**fields: object) -> list[str]:
@@ -35,24 +38,57 @@ def test_the_trainers_arguments_become_a_spec() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"transformer_type": "AutoModelForMaskedLM"}, "AutoModelForMaskedLM can't be tuned"),
-        ({"lora_config": '{"init_lora_weights": "pissa"}'}, "init_lora_weights: 'pissa'"),
+        (
+            {"transformer_type": "AutoModelForSeq2SeqLM"},
+            "AutoModelForSeq2SeqLM can't be tuned; Auto",
+        ),
+        ({"num_labels": "3"}, "num_labels: a model for causal-lm has none"),
+        ({"lora_config": '{"init_lora_weights": "eva"}'}, "init_lora_weights: 'eva' can't be used"),
+        ({"lora_config": '{"kasa_config": {"beta": 1}}'}, "lora_config.kasa_config: can't be used"),
+        ({"lora_config": '{"rankpattern": 8}'}, "lora_config.rankpattern: .* mean rank_pattern"),
+        ({"lora_config": '{"peft_type": "LOHA"}'}, "peft_type: 'LOHA' can't be had"),
         ({"lora_config": "{"}, "--lora_config: not JSON"),
         ({"lora_config": "[]"}, "an object is wanted"),
-        ({"training_parameters": '{"optim": "sgd"}'}, "training_parameters.optim: 'sgd'"),
-        ({"training_parameters": '{"warmup_steps": 10}'}, "warmup_steps: 10"),
+        (
+            {"training_parameters": '{"fp16": true}'},
+            "training_parameters.fp16: True can't be had: f",
+        ),
+        (
+            {"training_parameters": '{"learnin_rate": 1}'},
+            "learnin_rate: .* did you mean learning_r",
+        ),
     ],
 )
 def test_what_a_spec_can_not_say_is_refused_by_name(fields: dict, message: str) -> None:
-    defaults = {"optim": "adamw_torch_fused", "warmup_steps": 0}
+    with pytest.raises(SpecError, match=message):
+        stock.spec_from_trainer_args(_argv(**fields))
+
+
+def test_problems_of_all_arguments_are_reported_together() -> None:
     with pytest.raises(SpecError) as caught:
-        stock.spec_from_trainer_args(_argv(**fields), training_defaults=defaults)
-    assert message in str(caught.value)
+        stock.spec_from_trainer_args(
+            _argv(
+                transformer_type="AutoModel",
+                lora_config='{"use_qalora": true}',
+                training_parameters='{"deepspeed": "zero3.json", "push_to_hub": true}',
+            )
+        )
+    assert [problem.partition(":")[0] for problem in caught.value.problems] == [
+        "transformer_type",
+        "lora_config.use_qalora",
+        "training_parameters.deepspeed",
+        "training_parameters.push_to_hub",
+    ]
 
 
-def test_a_share_of_the_steps_is_a_warmup_ratio() -> None:
-    fields = stock.training_from_stock({"warmup_steps": 0.1}, {"warmup_steps": 0})
-    assert fields["warmup_ratio"] == 0.1
+@pytest.mark.parametrize(("kind", "task"), stock.TASKS.items())
+def test_the_kind_of_transformer_is_the_task(kind: str, task: str) -> None:
+    assert stock.spec_from_trainer_args(_argv(transformer_type=kind)).task == task
+
+
+def test_labels_of_a_classification_are_counted_as_told() -> None:
+    argv = _argv(transformer_type="AutoModelForSequenceClassification", num_labels="5")
+    assert stock.spec_from_trainer_args(argv).num_labels == 5
 
 
 def test_a_token_in_the_parameters_is_refused_without_showing_it() -> None:
@@ -70,10 +106,49 @@ def test_a_bare_repository_is_one_of_the_hub() -> None:
     }
 
 
+def test_every_field_of_the_installed_lora_config_is_mapped_or_refused_by_name() -> None:
+    peft = pytest.importorskip("peft")
+    fields = {field.name: field for field in dataclasses.fields(peft.LoraConfig)}
+    tables = [lora_config.FIELDS, lora_config.DECIDED_HERE, lora_config.OPTIONS]
+    known = [name for table in (*tables, lora_config.REFUSED) for name in table]
+    assert sorted(known) == sorted(fields)
+
+
+def test_the_defaults_of_the_table_are_those_of_the_installed_lora_config() -> None:
+    peft = pytest.importorskip("peft")
+    installed = peft.LoraConfig().to_dict()
+    assert {name: installed[name] for name in lora_config.DEFAULTS} == lora_config.DEFAULTS
+
+
+def test_a_lora_config_with_everything_set_is_a_method() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(
+        r=3,
+        target_modules=["v_proj", "q_proj"],
+        modules_to_save=["lm_head"],
+        init_lora_weights="pissa",
+        use_dora=True,
+        rank_pattern={"q_proj": 5},
+        layers_to_transform=0,
+        exclude_modules=["b", "a"],
+    )
+    fields = stock.lora_from_stock(config.to_dict())
+    assert fields["target_modules"] == ["q_proj", "v_proj"]
+    assert fields["options"] == {
+        "rank_pattern": {"q_proj": 5},
+        "layers_to_transform": 0,
+        "exclude_modules": ["a", "b"],
+    }
+    assert Lora(**fields).init_lora_weights == "pissa"
+
+
 def test_the_stock_clients_own_defaults_pass() -> None:
     peft = pytest.importorskip("peft")
     transformers = pytest.importorskip("transformers")
     arguments = transformers.TrainingArguments(output_dir="x").to_dict()
     config = json.loads(json.dumps(peft.LoraConfig(r=3).to_dict(), default=list))
-    assert stock.lora_from_stock(config)["r"] == 3
-    assert stock.training_from_stock(arguments, arguments)["num_train_epochs"] == 3.0
+    assert "options" not in stock.lora_from_stock(config)
+    training = Training(**stock.training_from_stock(arguments))
+    assert training.learning_rate == 5e-5
+    assert (training.warmup_ratio, training.lr_scheduler_type) == (0.0, "linear")
+    assert (training.eval_steps, training.save_steps, training.report_to) == (None, None, ())

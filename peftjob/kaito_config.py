@@ -3,7 +3,7 @@
 Six sections: ModelConfig, QuantizationConfig, LoraConfig, TrainingArguments, DataCollator and
 DatasetConfig. What KAITO's webhook refuses is refused here, and what a spec can't say too; never
 dropped. What a section leaves out has the spec's default. May import spec, training_fields,
-lora_config and errors.
+lora_config, kaito_sections and errors.
 """
 
 import difflib
@@ -15,75 +15,25 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from peftjob import lora_config
 from peftjob.errors import SpecError
+from peftjob.kaito_sections import (
+    COLLATOR,
+    DATASET,
+    DTYPES,
+    EXTENSIONS,
+    IGNORED,
+    LORA,
+    MODEL,
+    ONLY,
+    QUANTISATION,
+    ROOT,
+    SECTIONS,
+    TRAINING,
+    USED,
+)
 from peftjob.method import Method
 from peftjob.spec import BaseModelSource, DatasetSource
 from peftjob.training import Training
 from peftjob.training_fields import translate
-
-ROOT = "training_config"
-MODEL, QUANTISATION, LORA = "ModelConfig", "QuantizationConfig", "LoraConfig"
-TRAINING, COLLATOR, DATASET = "TrainingArguments", "DataCollator", "DatasetConfig"
-SECTIONS = (MODEL, QUANTISATION, LORA, TRAINING, COLLATOR, DATASET)
-
-_DTYPES = ("bfloat16", "float32")
-_IGNORED = {
-    MODEL: (
-        "pretrained_model_name_or_path",  # the preset says it
-        "cache_dir",
-        "force_download",
-        "resume_download",
-        "proxies",
-        "output_loading_info",
-        "local_files_only",
-        "device_map",
-    ),
-    QUANTISATION: ("llm_int8_threshold", "bnb_4bit_quant_storage"),
-    COLLATOR: ("mlm", "tokenizer", "pad_to_multiple_of", "return_tensors", "seed"),
-}
-"""Fields that change nothing about what is trained, whatever they say."""
-_ONLY: dict[str, dict[str, tuple[tuple[Any, ...], str]]] = {
-    MODEL: {
-        "trust_remote_code": ((False,), "code that comes with a model is never run"),
-        "from_tf": ((False,), "weights are read from safetensors only"),
-        "state_dict": ((None,), "weights are read from safetensors only"),
-        "load_in_4bit": ((False,), "use QuantizationConfig"),
-        "load_in_8bit": ((False,), "use QuantizationConfig"),
-    },
-    QUANTISATION: {
-        "quant_method": (("bitsandbytes",), "bitsandbytes quantises"),
-        "llm_int8_skip_modules": ((None, [], ()), "heads and embeddings are skipped, always"),
-        "llm_int8_enable_fp32_cpu_offload": ((False,), "weights stay on one device"),
-        "llm_int8_has_fp16_weight": ((False,), "the base weights are frozen"),
-    },
-    COLLATOR: {
-        "mlm_probability": ((0.15, None), "nothing is masked for a causal language model"),
-        "mask_replace_prob": ((0.8,), "nothing is masked for a causal language model"),
-        "random_replace_prob": ((0.1,), "nothing is masked for a causal language model"),
-        "whole_word_mask": ((False,), "nothing is masked for a causal language model"),
-    },
-}
-"""Fields that are refused but for these values, and why."""
-_USED = {
-    MODEL: ("torch_dtype", "revision", "chat_template"),
-    QUANTISATION: (
-        "load_in_4bit",
-        "load_in_8bit",
-        "bnb_4bit_quant_type",
-        "bnb_4bit_use_double_quant",
-        "bnb_4bit_compute_dtype",
-    ),
-    DATASET: (
-        "dataset_path",
-        "dataset_extension",
-        "shuffle_dataset",
-        "shuffle_seed",
-        "train_test_split",
-        "context_column",
-        "response_column",
-        "messages_column",
-    ),
-}
-_EXTENSIONS = {"csv": "*.csv", "json": "*.json*", "parquet": "*.parquet", "arrow": "*.arrow"}
 
 
 def training_config(data: Any, *, method: str) -> dict[str, dict[str, Any]]:
@@ -154,8 +104,8 @@ class _Reading:
     def check_unused(self, sections: Mapping[str, Mapping[str, Any]]) -> None:
         """That no field is unknown, and none asks for what is not done."""
         for section in (MODEL, QUANTISATION, COLLATOR, DATASET):
-            only = _ONLY.get(section, {})
-            known = (*_USED.get(section, ()), *_IGNORED.get(section, ()), *only)
+            only = ONLY.get(section, {})
+            known = (*USED.get(section, ()), *IGNORED.get(section, ()), *only)
             for name, value in sections[section].items():
                 if name not in known:
                     self.refuse(section, name, f"no such field; {_near(name, known)}")
@@ -240,8 +190,8 @@ def _dtype(reading: _Reading, sections: _Sections) -> None:
         value = sections[section].get(name)
         if value is None or value == "auto":
             continue
-        if value not in _DTYPES:
-            valid = ", ".join(_DTYPES)
+        if value not in DTYPES:
+            valid = ", ".join(DTYPES)
             reading.refuse(section, name, f"{value!r} can't be had; valid are {valid}")
         else:
             found[str(value)] = (section, name)
@@ -322,9 +272,9 @@ def _files(reading: _Reading, section: Mapping[str, Any]) -> None:
             reading.put("dataset", "files", ["/".join(parts[3:])], DATASET, "dataset_path")
     if extension is None:
         return
-    glob = _EXTENSIONS.get(str(extension).removeprefix("."))
+    glob = EXTENSIONS.get(str(extension).removeprefix("."))
     if glob is None:
-        valid = ", ".join(_EXTENSIONS)
+        valid = ", ".join(EXTENSIONS)
         reading.refuse(DATASET, "dataset_extension", f"{extension!r} can't be read; valid: {valid}")
     elif path is None:
         reading.put("dataset", "files", [glob], DATASET, "dataset_extension")

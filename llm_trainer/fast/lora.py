@@ -128,8 +128,10 @@ class _Projections(torch.autograd.Function):
         h_all = flat @ a_all.t()
         outputs = []
         for (weight, bias), b, place in zip(frozen, scaled, _places(ranks), strict=True):
-            y = torch.nn.functional.linear(flat, weight, bias).addmm_(h_all[:, place], b.t())
-            outputs.append(y.view(*x.shape[:-1], -1))
+            y = torch.nn.functional.linear(x, weight, bias)
+            # In place, through a view: what is returned is no view, and may be changed in place.
+            y.view(-1, y.shape[-1]).addmm_(h_all[:, place], b.t())
+            outputs.append(y)
         ctx.save_for_backward(flat, h_all, a_all, *scaled, *(weight for weight, _ in frozen))
         ctx.scales, ctx.ranks, ctx.shape = scales, ranks, x.shape
         return tuple(outputs)

@@ -109,7 +109,8 @@ class TargetLoss:
             return Score(chosen.loss, chosen.correct if accuracy else None)
         if logits.dim() == 3:
             self._narrow = False  # The head was not given what it usually is: select afterwards.
-            logits = logits[positions]
+            # A prompt method puts positions of its own before the batch's.
+            logits = logits[:, -positions.shape[1] :][positions]
         correct = (logits.argmax(-1) == chosen.targets).sum() if accuracy else None
         loss = F.cross_entropy(
             logits.float(), chosen.targets, reduction="sum", label_smoothing=self._smoothing

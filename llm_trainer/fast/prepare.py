@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
 
 from llm_trainer.data.examples import Examples
 from llm_trainer.fast import documents, elementwise, lora
 from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.train.collate import collate
+from llm_trainer.train.objective import Batch
 
 LENGTHS = (5, 9)
 """Tokens of the rows of the proof."""
@@ -69,7 +69,7 @@ def prepare(
         if packs:
             own = str(model.get_base_model().config._attn_implementation)
             documents.install(model)
-            reason = _dropout(model) or agrees(packed=True)
+            reason = agrees(packed=True) or _refusal(model, target_loss, examples)
             packed = reason is None
             if reason is not None:
                 documents.uninstall(model, own)
@@ -165,11 +165,10 @@ def _difference(
     packed: bool,
 ) -> str | None:
     """What differs from what is expected, or None."""
-    device = next(model.parameters()).device
-    batch = collate(examples, np.arange(len(examples)), 0, packed=packed)
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
     try:
-        loss, grads = _outcome(model, target_loss(model, batch).loss)
+        loss, grads = _outcome(
+            model, target_loss(model, _batch(model, examples, packed=packed)).loss
+        )
     except (RuntimeError, ValueError, TypeError, AttributeError, NotImplementedError) as err:
         lines = str(err).strip().splitlines() or [type(err).__name__]
         return lines[0][:200]
@@ -187,9 +186,23 @@ def _norm(tensors: Sequence[torch.Tensor | None]) -> float:
     return float(np.sqrt(sum(squares)))
 
 
-def _dropout(model: nn.Module) -> str | None:
-    rates = {getattr(m, "attention_dropout", 0.0) for m in model.modules()}
-    return "attention with dropout" if any(isinstance(r, float) and r > 0 for r in rates) else None
+def _refusal(model: PeftModel, target_loss: TargetLoss, examples: Examples) -> str | None:
+    """Why packed rows can't be trained on where they can be computed: attention with dropout."""
+    model.train()
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            target_loss(model, _batch(model, examples, packed=True))
+    except NotImplementedError as err:
+        return str(err)
+    finally:
+        model.eval()
+    return None
+
+
+def _batch(model: PeftModel, examples: Examples, *, packed: bool) -> Batch:
+    device = next(model.parameters()).device
+    batch = collate(examples, np.arange(len(examples)), 0, packed=packed)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _groups(calls: Calls) -> tuple[list[list[Any]], str]:

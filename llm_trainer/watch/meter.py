@@ -38,7 +38,8 @@ class Meter:
         self._loss = 0.0
         self._units = 0
         self._done_flops = 0.0
-        self._since = time.perf_counter()
+        self._since: float | None = time.perf_counter()
+        self._timed = 0.0
         self._tokens_before = self._steps = 0
         self.tokens = 0
         """On all ranks, since the start, padding not counted."""
@@ -58,13 +59,20 @@ class Meter:
         if self._flops is not None:
             self._done_flops += self._flops(tokens, units, lengths)
 
+    def pause(self) -> None:
+        """Stop the clock before what is not training: an evaluation, a checkpoint."""
+        if self._since is not None:
+            self._timed += time.perf_counter() - self._since
+            self._since = None
+
     def start(self) -> None:
-        """Start the clock, at the start or after what is not training."""
+        """Start the clock, at the start or after a pause."""
         self._since = time.perf_counter()
 
     def read(self, *, step: int, total_steps: int) -> dict[str, Any]:
         """Fields of a progress record since the last reading."""
-        seconds = max(time.perf_counter() - self._since, 1e-9)
+        self.pause()
+        seconds, self._timed = max(self._timed, 1e-9), 0.0
         self.seconds += seconds
         self.loss = self._loss / max(1, self._units)
         peak = self._peak_flops() if self._done_flops else None
@@ -96,6 +104,7 @@ class Meter:
         self.tokens, self.seconds, self.loss = state["tokens"], state["seconds"], state["loss"]
         self._loss, self._units = state["sums"]
         self._tokens_before, self._steps, self._done_flops = self.tokens, 0, 0.0
+        self._timed = 0.0
         self.start()
 
 

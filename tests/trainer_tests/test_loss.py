@@ -33,7 +33,7 @@ def test_the_loss_is_the_models_own_summed_over_trained_tokens(
     reference = made(**batch).loss * count
     grads = torch.autograd.grad(reference, made.get_output_embeddings().weight)[0]
 
-    ours = TargetLoss(made)(made, batch)
+    ours = TargetLoss(made)(made, batch).loss
     our_grads = torch.autograd.grad(ours, made.get_output_embeddings().weight)[0]
 
     torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-5)
@@ -42,7 +42,7 @@ def test_the_loss_is_the_models_own_summed_over_trained_tokens(
 
 def test_a_batch_without_targets_has_no_loss_and_zero_gradients(examples: Examples) -> None:
     made = tiny_models.causal("Llama", vocab_size=500)
-    loss = TargetLoss(made)(made, collate(examples, np.array([], np.int64), 0))
+    loss = TargetLoss(made)(made, collate(examples, np.array([], np.int64), 0)).loss
     loss.backward()
     assert loss.item() == 0
     assert float(made.model.layers[0].mlp.up_proj.weight.grad.abs().sum()) == 0
@@ -57,7 +57,6 @@ def test_the_held_out_loss_is_the_mean_over_trained_tokens(examples: Examples, t
         target_loss=TargetLoss(made),
         pad_id=0,
         packed=False,
-        multiple=1,
     )
     ranks = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
     found = evaluate(made, objective, ranks=ranks, micro_batch_tokens=tokens, packed=False)

@@ -63,8 +63,13 @@ def test_what_is_not_training_does_not_count(clock: Clock) -> None:
     clock.now += 50.0
     made.start()
     step(made, 1.0)
-    clock.now += 1.0
+    clock.now += 0.75
+    made.pause()
+    clock.now += 50.0
+    made.start()
+    clock.now += 0.25
     assert made.read(step=1, total_steps=2)["tokens_per_s"] == 50.0
+    assert made.seconds == 1.0
 
 
 def test_mfu_is_the_share_of_the_peak(clock: Clock) -> None:

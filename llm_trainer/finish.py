@@ -40,4 +40,6 @@ def finish(job: Job, trained: Trained) -> None:
     )
     (job.output_dir / RESULT_FILE).write_text(to_line(result) + "\n", encoding="utf-8")
     write_termination_log(to_line(result))
-    Lines(job.output_dir, append=True).write(result)
+    lines = Lines(job.output_dir, append=True)
+    lines.write(result)
+    lines.close()

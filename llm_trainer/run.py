@@ -13,7 +13,7 @@ from llm_trainer.publish import Trained
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import setup
 from llm_trainer.train.loop import Loop
-from llm_trainer.watch.lines import Lines
+from llm_trainer.watch import sinks as watch
 from llm_trainer.watch.sinks import Sinks
 
 log = logging.getLogger("llm_trainer")
@@ -47,13 +47,14 @@ def _train(job: Job, ranks: Ranks, started: float) -> Trained:
     with ranks.together():
         set_seed(job.spec.training.seed)
         parts = task.build(job, data, ranks)
-        sinks = Sinks([Lines(job.output_dir)] if ranks.is_main else [])
+        sinks = watch.of(job) if ranks.is_main else Sinks([])
         state = setup.checkpoints(job).load() if ranks.is_main else None
     state = ranks.share(state)
-    with ranks.together():
-        loop = setup.loop(job, parts, ranks, sinks, state)
-    _say(loop, ranks)
-    loop.run()
+    with sinks:
+        with ranks.together():
+            loop = setup.loop(job, parts, ranks, sinks, state)
+        _say(loop, ranks)
+        loop.run()
     trained = Trained(metrics=_metrics(loop), timings=_timings(loop, ranks, started))
     with ranks.together():
         if ranks.is_main:
@@ -90,6 +91,8 @@ def _metrics(loop: Loop) -> dict[str, object]:
         metrics[f"eval_loss_{when}"] = None if evaluation is None else evaluation.loss
         metrics[f"eval_perplexity_{when}"] = None if evaluation is None else evaluation.perplexity
         metrics[f"eval_accuracy_{when}"] = None if evaluation is None else evaluation.accuracy
+    if loop.samples is not None and (samples := loop.samples.to_metrics()):
+        metrics["samples"] = samples
     return metrics
 
 

@@ -39,7 +39,10 @@ def _mark(
 
 
 def _agrees(module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], width: int) -> bool:
-    weight = next(module.parameters())
+    # Not a quantised weight, whose dtype is not what is computed in.
+    weight = next((p for p in module.parameters() if p.is_floating_point()), None)
+    if weight is None:
+        return False
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(3, width, generator=generator).to(weight.device, weight.dtype)
     with torch.no_grad():

@@ -19,6 +19,8 @@ from llm_trainer.ranks import Ranks
 from llm_trainer.train.collate import collate
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
+from llm_trainer.watch.samples import Samples
+from peftjob.method import QLora
 
 log = logging.getLogger("llm_trainer")
 
@@ -54,7 +56,8 @@ def build(job: Job, data: CausalData, ranks: Ranks) -> Parts:
     """The base model with its adapter, fast where that is proven, and its loss."""
     spec, training = job.spec, job.spec.training
     dtype = load.choose_dtype(training.dtype, ranks.device)
-    base = load.load_base(job.model_dir, dtype)
+    quantisation = spec.method if isinstance(spec.method, QLora) else None
+    base = load.load_base(job.model_dir, dtype, device=ranks.device, quantisation=quantisation)
     load.check_vocabulary(base, data.data.highest_id)
     model = adapter.add_adapter(base, spec.method)
     model.to(ranks.device)
@@ -72,7 +75,14 @@ def build(job: Job, data: CausalData, ranks: Ranks) -> Parts:
         pad_id=_pad_id(data.tokenizer),
         packed=prepared.packed,
     )
-    return Parts(model=model, objective=objective, micro_batch_tokens=2048, packed=prepared.packed)
+    positions = load.positions(job.model_dir)
+    return Parts(
+        model=model,
+        objective=objective,
+        micro_batch_tokens=training.micro_batch_tokens or 2048,
+        packed=prepared.packed,
+        samples=Samples.of(spec, data.tokenizer, positions=positions),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

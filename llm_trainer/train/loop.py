@@ -32,6 +32,7 @@ from llm_trainer.train.plan import Plan
 from llm_trainer.train.step import Accumulator
 from llm_trainer.train.stop import StoppedError, StopSignal
 from llm_trainer.watch.meter import Meter
+from llm_trainer.watch.samples import Samples, When
 from llm_trainer.watch.sinks import Sinks
 from llm_trainer.watch.stopping import Stopping
 from peftjob.errors import TrainingError
@@ -66,6 +67,8 @@ class Loop:
     sinks: Sinks
     checkpoints: Checkpoints
     stopping: Stopping
+    samples: Samples | None = None
+    """Prompts answered before and after."""
     step: int = 0
     """Optimiser steps done."""
     first: Evaluation | None = None
@@ -132,6 +135,7 @@ class Loop:
         if self.training.load_best_model_at_end and self._best_weights is not None:
             self._restore(self._best_weights)
             self.last = self.best
+        self._answer("after")
 
     # One step
 
@@ -196,6 +200,8 @@ class Loop:
             return
         ends = self.step >= self.total_steps
         evaluates = self._evaluates(ends)
+        if self.step == 0:
+            self._answer("before")
         if self.step and (ends or evaluates or self.step % self.training.logging_steps == 0):
             self._write_line()
         if evaluates and self._evaluated != self.step:
@@ -225,8 +231,16 @@ class Loop:
             )
         )
 
+    def _answer(self, when: When) -> None:
+        # Where the weights are shared out every rank has to take part.
+        if self.samples is not None and (self.ranks.is_main or self.rounds is not None):
+            self.meter.pause()
+            self.samples.take(self.model, when)
+            self.meter.start()
+
     def _evaluate(self) -> None:
         assert self.objective.held_out is not None
+        self.meter.pause()
         made = heldout.evaluate(
             self.model,
             self.objective,
@@ -279,6 +293,7 @@ class Loop:
     def _save(self) -> None:
         if not self.ranks.is_main or self._saved == self.step:
             return
+        self.meter.pause()
         if self.checkpoints.save(self.step, self.state_dict()):
             self._saved = self.step
         self._saved_at = time.monotonic()
@@ -312,6 +327,7 @@ class Loop:
                 for evaluation in (self.first, self.last, self.best)
             ],
             "best_weights": self._best_weights,
+            "samples": None if self.samples is None else self.samples.state_dict(),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -330,6 +346,8 @@ class Loop:
             None if plain is None else Evaluation(**plain) for plain in state["evaluations"]
         )
         self._best_weights = state["best_weights"]
+        if self.samples is not None:
+            self.samples.load_state_dict(state["samples"])
         self.sinks.resume_at(state["watched"])
 
     def _weights(self) -> dict[str, torch.Tensor]:

@@ -16,7 +16,9 @@ from llm_trainer.train.checkpoint import Checkpoints, State
 from llm_trainer.train.loop import Loop
 from llm_trainer.train.objective import Objective
 from llm_trainer.train.plan import Plan
+from llm_trainer.watch import flops, peak
 from llm_trainer.watch.meter import Meter
+from llm_trainer.watch.samples import Samples
 from llm_trainer.watch.sinks import Sinks
 from llm_trainer.watch.stopping import Stopping
 
@@ -52,6 +54,7 @@ class Parts:
     """Of a micro-batch."""
     rounds: Callable[[int], int] | None = None
     """As the loop has it."""
+    samples: Samples | None = None
 
 
 def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None) -> Loop:
@@ -85,10 +88,15 @@ def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None
         packed=parts.packed,
         micro_batch_tokens=parts.micro_batch_tokens,
         rounds=parts.rounds,
-        meter=Meter(ranks.device),
+        meter=Meter(
+            ranks.device,
+            flops=flops.of(job.model_dir, spec, labels=spec.num_labels or 2),
+            peak_flops=peak.of(ranks, next(parts.model.parameters()).dtype),
+        ),
         sinks=sinks,
         checkpoints=checkpoints(job),
         stopping=Stopping.of(training),
+        samples=parts.samples,
     )
     if state is not None:
         result.load_state_dict(state)

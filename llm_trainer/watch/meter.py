@@ -66,7 +66,7 @@ class Meter:
             self._since = None
 
     def start(self) -> None:
-        """Start the clock, at the start or after a pause."""
+        """Start the clock anew, at the start or after a pause; what was not paused is dropped."""
         self._since = time.perf_counter()
 
     def read(self, *, step: int, total_steps: int) -> dict[str, Any]:

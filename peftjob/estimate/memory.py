@@ -20,7 +20,7 @@ NCCL_BYTES = 400 * MIB
 PROCESS_BYTES = 700 * MIB
 """Of a trainer on a CPU before it loads a model: Python, torch, transformers and PEFT."""
 
-FRAGMENTATION = {"cuda": 0.06, "cpu": 0.6}
+FRAGMENTATION = {"cuda": 0.06, "cpu": 0.38}
 """Memory that allocators hold and can't use, as a share of what comes and goes. The C library's
 is wasteful with tensors of a few MiB, but four times as fast as giving them back would be."""
 

@@ -148,3 +148,16 @@ def test_inference_service_and_runtime_fit_the_real_schemas(validate: Validate) 
 def test_names_that_can_not_be_served_are_refused(name: str, adapter: str) -> None:
     with pytest.raises(UsageError):
         inference.render(name, "hf://org/model", {adapter: "oci://host/x"})
+
+
+def test_a_metrics_port_is_the_masters_alone_and_knows_the_pods_address() -> None:
+    *_, job = manifest.render(make_spec(num_workers=2, training={"metrics_port": 9100}))
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    master, worker = (
+        replicas[name]["template"]["spec"]["containers"][0] for name in ("Master", "Worker")
+    )
+    assert master["ports"] == [{"name": "metrics", "containerPort": 9100}]
+    address = {"fieldRef": {"fieldPath": "status.podIP"}}
+    assert {"name": contract.POD_IP_ENV, "valueFrom": address} in master["env"]
+    assert "ports" not in worker
+    assert contract.POD_IP_ENV not in {entry["name"] for entry in worker["env"]}

@@ -145,6 +145,21 @@ def test_a_device_without_memory_for_it_has_no_peak(monkeypatch: pytest.MonkeyPa
     assert peak.measure(CPU, torch.float32) is None
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_has_a_peak_and_its_memory_is_what_was_allocated() -> None:
+    device = torch.device("cuda", 0)
+    measured = peak.measure(device, torch.bfloat16)
+    stated = peak.of(Ranks(rank=0, world_size=1, local_rank=0, device=device), torch.bfloat16)()
+    assert measured is not None
+    assert stated is not None
+    assert measured < 1.1 * stated
+    torch.cuda.reset_peak_memory_stats(device)
+    held = torch.empty(64 * 2**20, dtype=torch.uint8, device=device)
+    assert meter.peak_memory_mb(device) >= 64
+    del held
+
+
 def spec(**method: Any) -> PeftJobSpec:
     source = {"source": "hf://org/a"}
     data = {"name": "toy", "base_model": source, "dataset": source, "method": method}

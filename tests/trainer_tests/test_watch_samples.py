@@ -119,7 +119,9 @@ def test_without_prompts_the_model_is_not_touched(tokenizer: Any) -> None:
 
 def test_prompts_that_do_not_fit_are_all_named(tokenizer: Any) -> None:
     long = "red " * 200
-    with pytest.raises(SpecError, match=r"prompts.1: 2\d\d tokens, .* room for 192 .* prompts.2:"):
+    with pytest.raises(
+        SpecError, match=r"prompts.1: 2\d\d tokens, .* room for 192 .*\.prompts\.2:"
+    ):
         Samples.of(spec("red", long, long), tokenizer, positions=256)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llm_trainer.options import Job
 from peftjob.errors import PermanentError
 
-LIBRARIES = ("peft", "transformers", "trl", "torch", "tokenizers", "safetensors", "accelerate")
+LIBRARIES = ("peft", "transformers", "torch", "tokenizers", "safetensors", "matplotlib")
 
 
 @dataclass(frozen=True)

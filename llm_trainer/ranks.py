@@ -9,7 +9,7 @@ Two ways by which an error on one rank becomes the same error on all:
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -98,6 +98,12 @@ class Ranks:
         holder = [value]
         dist.broadcast_object_list(holder, src=0, group=self.control)
         return holder[0]
+
+    def copy_from_main(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Make the tensors, on the rank's device, what they are on rank 0."""
+        if self.control is not None:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def explain(self, err: Exception) -> Failure:
         """Why this rank can't go on: its own error, told to the others, or another rank's."""

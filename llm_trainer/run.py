@@ -11,7 +11,7 @@ from llm_trainer.finish import finish
 from llm_trainer.options import Job
 from llm_trainer.publish import Trained
 from llm_trainer.ranks import Ranks
-from llm_trainer.train import setup
+from llm_trainer.train import fit, setup
 from llm_trainer.train.loop import Loop
 from llm_trainer.watch import sinks as watch
 from llm_trainer.watch.sinks import Sinks
@@ -44,9 +44,10 @@ def _train(job: Job, ranks: Ranks, started: float) -> Trained:
         data = task.read(job)
     for note in data.notes():
         log.info(note)
+    least = fit.device_of(ranks)
     with ranks.together():
         set_seed(job.spec.training.seed)
-        parts = task.build(job, data, ranks)
+        parts = task.build(job, data, ranks, least)
         sinks = watch.of(job) if ranks.is_main else Sinks([])
         state = setup.checkpoints(job).load() if ranks.is_main else None
     state = ranks.share(state)
@@ -71,12 +72,11 @@ def _say(loop: Loop, ranks: Ranks) -> None:
         else f"{plan.rows_per_step} rows"
     )
     log.info(
-        "%d trainable parameters; %d steps of %s on %d processes, up to %d tokens at once",
+        "%d trainable parameters; %d steps of %s on %d processes",
         count,
         loop.total_steps,
         size,
         ranks.world_size,
-        loop.micro_batch_tokens,
     )
 
 
@@ -91,6 +91,8 @@ def _metrics(loop: Loop) -> dict[str, object]:
         metrics[f"eval_loss_{when}"] = None if evaluation is None else evaluation.loss
         metrics[f"eval_perplexity_{when}"] = None if evaluation is None else evaluation.perplexity
         metrics[f"eval_accuracy_{when}"] = None if evaluation is None else evaluation.accuracy
+    if loop.training.load_best_model_at_end:
+        metrics["best_step"] = loop.stopping.best_step
     if loop.samples is not None and (samples := loop.samples.to_metrics()):
         metrics["samples"] = samples
     return metrics

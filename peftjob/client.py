@@ -12,9 +12,10 @@ from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
 from kubernetes.client import ApiException, Configuration
 
-from peftjob import arguments, contract, inference, manifest
+from peftjob import arguments, contract, estimate, inference, manifest
 from peftjob.arguments import Variables
-from peftjob.errors import ConflictError, JobError
+from peftjob.base_model import architecture_of
+from peftjob.errors import ConflictError, JobError, ModelError, SourceError
 from peftjob.job import Job, api_message
 from peftjob.local import LocalCluster
 from peftjob.service import INFERENCE_API, Service
@@ -110,6 +111,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
 
         Raises:
             SpecError: what was asked for is not a job; all problems at once, nothing created.
+            OutOfMemoryError: the job can't fit into the memory that its resources name.
             ConflictError: a job or a claim of that name is there, for something else.
             JobError: the cluster refused an object (nothing is left of it), or the job failed.
         """
@@ -146,9 +148,11 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         """Create a job's objects: all of them or none.
 
         Raises:
+            OutOfMemoryError: the job can't fit into the memory that its resources name.
             ConflictError, JobError: as `train` does.
         """
         namespace = spec.namespace
+        _check_fits(spec)
         if self._job_uid(spec.name, namespace):
             raise ConflictError(
                 f"a job {spec.name!r} is there already; choose another name or delete it first"
@@ -283,6 +287,24 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 return None
             raise _refused("PyTorchJob", name, err) from err
         return str(found["metadata"]["uid"])
+
+
+def _check_fits(spec: PeftJobSpec) -> None:
+    """Refuse what can't run, where that can be told at once: the model is here, the memory named.
+
+    Raises:
+        OutOfMemoryError: it can't.
+    """
+    local = estimate.processes_of_replica(spec)
+    device = estimate.device_of(spec.resources, processes=local)
+    if not spec.base_model.source.startswith("file://") or device.memory_bytes is None:
+        return
+    try:
+        model = architecture_of(spec.base_model, task=spec.task, labels=spec.num_labels or 2)
+    except (SourceError, ModelError):
+        # The path may be one of the container's. What is wrong with the model is said there.
+        return
+    estimate.estimate(spec, model, device=device)
 
 
 def _refused(kind: str, name: str, err: ApiException) -> ConflictError | JobError:

@@ -1,59 +1,75 @@
 """Samples → tokens, with the ones that the model should say marked.
 
 A text is tokenised once and whole, as the model will see it. Which of its tokens are trained
-follows from the tokenizer's own character offsets; a tokenizer without offsets is asked for every
-prefix, which must then be a prefix of the whole. The token that ends a text or a turn is always
-trained: without it a tuned model does not learn to stop.
+follows from the tokenizer's own character offsets (marks). The token that ends a text or a turn is
+always trained: without it a tuned model does not learn to stop.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from llm_trainer.data.chat import ChatTemplate, SpanError
-from llm_trainer.data.examples import Examples
-from llm_trainer.data.rows import (
-    SHOWN_PROBLEMS,
-    Completion,
-    Conversation,
-    Instruction,
-    RowsError,
-    Sample,
-    Text,
-)
+import numpy as np
+import numpy.typing as npt
+
+from llm_trainer.data import marks
+from llm_trainer.data.chat import ChatTemplate, Span, SpanError
+from llm_trainer.data.read import Problem
+from llm_trainer.data.rows import Completion, Conversation, Instruction, Sample, Text, Tokens
 from peftjob.errors import DataError, ModelError
 
 BATCH_ROWS = 512
-"""Rows given to the tokenizer at once."""
+"""Rows given to the tokenizer at once: enough for all cores."""
+BATCH_CHARS = 1 << 20
+"""Characters, so that long documents don't fill the memory: a token takes 100 bytes on its way."""
+
+TrainOn = Literal["completion", "last", "all"]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised rows and what was lost on the way."""
+    """A row of tokens."""
 
-    examples: Examples
-    truncated: int
-    """Rows cut at max_length."""
-    dropped: int
-    """Rows of which nothing to train was left; they are not in `examples`."""
+    where: str
+    ids: npt.NDArray[np.int32]
+    trained: npt.NDArray[np.bool_]
+    """Of each token, whether the model should say it; never of the first: nothing comes before."""
+    full_length: int
+    """Tokens before the row was cut."""
 
 
 @dataclass(frozen=True)
 class _Source:
     """A text to tokenise."""
 
+    where: str
     text: str
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[Span, ...]
     """Trained characters."""
     add_start: bool
     add_end: bool
 
 
+_Item = _Source | Tokens | Problem
+
+
 class Encoder:
     """What of a tokenizer the training of a dataset depends on."""
 
-    def __init__(self, tokenizer: Any, *, max_length: int, train_all: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int,
+        train_on: TrainOn = "completion",
+        chat_template: str | None = None,
+    ) -> None:
+        """Of a tokenizer and, where it is given, a Jinja template in place of its own.
+
+        Raises:
+            ModelError: the tokenizer has no EOS token.
+        """
         if tokenizer.eos_token_id is None:
             raise ModelError(
                 "the base model's tokenizer has no EOS token, so that no text can end; set "
@@ -61,13 +77,11 @@ class Encoder:
             )
         self._tokenizer = tokenizer
         self._max_length = max_length
-        self._train_all = train_all
+        self._train_on = train_on
         self._special_ids = _special_ids(tokenizer)
         self._start = _start_token(tokenizer)
         self._end = int(tokenizer.eos_token_id)
-        template = tokenizer.chat_template
-        # A dict of named templates has the usual one under this name.
-        template = template.get("default") if isinstance(template, dict) else template
+        template = chat_template or own_template(tokenizer)
         self._chat = (
             ChatTemplate(
                 template,
@@ -78,59 +92,71 @@ class Encoder:
             else None
         )
 
-    def encode(self, samples: Sequence[Sample]) -> Encoded:
-        """Tokenise and mark.
+    def encode(self, samples: Iterable[Sample | Problem]) -> Iterator[Encoded | Problem]:
+        """Tokenise and mark, in the samples' order, a batch in memory at a time.
+
+        A conversation that the template can't take becomes a problem.
 
         Raises:
-            RowsError: conversations that the chat template can't take.
-            DataError: nothing to train is left.
+            DataError: the samples can't be tokenised at all: conversations without a template.
         """
-        rows = []
-        truncated = dropped = 0
-        for ids, trained in self._rows(self._sources(samples)):
-            if len(ids) > self._max_length:
-                truncated += 1
-                ids, trained = ids[: self._max_length], trained[: self._max_length]
-            if any(trained[1:]):
-                rows.append((ids, trained))
-            else:
-                dropped += 1
-        if not rows:
-            raise DataError(
-                f"no row has anything left to train after {self._max_length} tokens; raise "
-                "training.max_length, or take a base model with more positions"
-            )
-        return Encoded(Examples.of(rows), truncated, dropped)
+        # Templates hold Python's lock and the tokenizer does not: one batch is rendered while the
+        # one before is tokenised.
+        with ThreadPoolExecutor(1) as pool:
+            before: list[_Item] = []
+            made: Any = None
+            for batch in self._batches(samples):
+                following = pool.submit(self._tokenise, batch)
+                yield from self._finished(before, made)
+                before, made = batch, following
+            yield from self._finished(before, made)
 
-    def _sources(self, samples: Sequence[Sample]) -> list[_Source]:
-        sources = []
-        problems = []
+    def _batches(self, samples: Iterable[Sample | Problem]) -> Iterator[list[_Item]]:
+        batch: list[_Item] = []
+        chars = 0
         for sample in samples:
-            try:
-                sources.append(self._source(sample))
-            except SpanError as err:
-                problems.append(f"{sample.where}: {err}")
-        if problems:
-            raise RowsError(problems[:SHOWN_PROBLEMS], len(problems), len(samples))
-        return sources
+            item = self._item(sample)
+            batch.append(item)
+            chars += len(item.text) if isinstance(item, _Source) else 0
+            if len(batch) == BATCH_ROWS or chars >= BATCH_CHARS:
+                yield batch
+                batch, chars = [], 0
+        if batch:
+            yield batch
 
-    def _source(self, sample: Sample) -> _Source:
+    def _item(self, sample: Sample | Problem) -> _Item:
+        if isinstance(sample, Problem | Tokens):
+            return sample
+        try:
+            return self._source(sample)
+        except SpanError as err:
+            return Problem(str(err), where=sample.where)
+
+    def _source(self, sample: Conversation | Completion | Instruction | Text) -> _Source:
         if isinstance(sample, Instruction):
             sample = self._as_turns(sample)
         if isinstance(sample, Conversation):
-            if self._chat is None:
-                raise DataError(
-                    f"{sample.where} is a conversation, but the base model's tokenizer has no chat "
-                    "template; use a model that has one, or rows of prompt and completion"
-                )
-            rendered = self._chat.render(sample)
-            spans = ((0, len(rendered.text)),) if self._train_all else rendered.spans
-            return _Source(rendered.text, spans, False, rendered.open_end)
+            return self._rendered(sample)
         if isinstance(sample, Text):
-            return _Source(sample.text, ((0, len(sample.text)),), True, True)
+            return _Source(sample.where, sample.text, ((0, len(sample.text)),), True, True)
         text = sample.prompt + sample.completion
-        start = 0 if self._train_all else len(sample.prompt)
-        return _Source(text, ((start, len(text)),), True, True)
+        start = 0 if self._train_on == "all" else len(sample.prompt)
+        return _Source(sample.where, text, ((start, len(text)),), True, True)
+
+    def _rendered(self, sample: Conversation) -> _Source:
+        if self._chat is None:
+            raise DataError(
+                f"{sample.where} is a conversation, but the base model's tokenizer has no chat "
+                "template; set base_model.chat_template, or use a model that has one or rows of "
+                "prompt and completion"
+            )
+        if self._train_on == "last":
+            turns = (i for i, m in enumerate(sample.messages) if m["role"] == "assistant")
+            sample = replace(sample, trained_from=max(turns, default=0))
+        rendered = self._chat.render(sample)
+        whole = ((0, len(rendered.text)),)
+        spans = whole if self._train_on == "all" else rendered.spans
+        return _Source(sample.where, rendered.text, spans, False, rendered.open_end)
 
     def _as_turns(self, sample: Instruction) -> Conversation | Completion:
         """A chat, as the server will be asked; without a template, the form Alpaca made known."""
@@ -143,69 +169,64 @@ class Encoder:
         )
         return Conversation(turns, sample.where)
 
-    def _rows(self, sources: Sequence[_Source]) -> Iterator[tuple[list[int], list[bool]]]:
-        left = iter(sources)
-        while batch := list(islice(left, BATCH_ROWS)):
-            for source, (ids, trained) in zip(batch, self._tokenise(batch), strict=True):
-                if source.add_start and self._start is not None and ids[:1] != [self._start]:
-                    ids, trained = [self._start, *ids], [False, *trained]
-                if source.add_end and ids[-1:] != [self._end]:
-                    ids, trained = [*ids, self._end], [*trained, True]
-                yield ids, trained
-
-    def _tokenise(self, batch: Sequence[_Source]) -> Iterator[tuple[list[int], list[bool]]]:
-        texts = [source.text for source in batch]
-        fast = self._tokenizer.is_fast
-        made = self._tokenizer(
+    def _tokenise(self, batch: Sequence[_Item]) -> Any:
+        texts = [item.text for item in batch if isinstance(item, _Source)]
+        if not texts:
+            return None
+        return self._tokenizer(
             texts,
             add_special_tokens=False,
             return_attention_mask=False,
-            return_offsets_mapping=fast,
+            return_token_type_ids=False,
             verbose=False,
         )
-        for row, source in enumerate(batch):
-            ids = made["input_ids"][row]
-            if fast:
-                yield ids, self._marks(ids, made["offset_mapping"][row], source.spans)
+
+    def _finished(self, batch: Sequence[_Item], future: Any) -> Iterator[Encoded | Problem]:
+        made: Any = future.result() if batch else None
+        number = 0
+        for item in batch:
+            if isinstance(item, Problem):
+                yield item
+            elif isinstance(item, Tokens):
+                ids, trained = np.array(item.ids, np.int32), np.array(item.trained, np.bool_)
+                yield self._cut(item.where, ids, trained)
             else:
-                yield ids, self._marks_by_prefix(ids, source)
+                encodings = made.encodings
+                yield self._of_source(
+                    item, made["input_ids"][number], encodings[number] if encodings else None
+                )
+                number += 1
 
-    def _marks(
-        self, ids: list[int], offsets: list[tuple[int, int]], spans: Sequence[tuple[int, int]]
-    ) -> list[bool]:
-        """Tokens that reach into a span. Both are in order, so one pass finds them.
+    def _of_source(self, source: _Source, ids: list[int], encoding: Any) -> Encoded:
+        if source.spans == ((0, len(source.text)),):
+            trained = np.ones(len(ids), np.bool_)
+        elif encoding is not None:
+            trained = marks.by_offsets(ids, encoding, source.spans, self._special_ids)
+        else:
+            trained = marks.by_prefix(ids, source.text, source.spans, self._tokenizer)
+        tokens = np.array(ids, np.int32)
+        if source.add_start and self._start is not None and ids[:1] != [self._start]:
+            tokens = np.concatenate([[np.int32(self._start)], tokens])
+            trained = np.concatenate([[np.False_], trained])
+        if source.add_end and ids[-1:] != [self._end]:
+            tokens = np.concatenate([tokens, [np.int32(self._end)]])
+            trained = np.concatenate([trained, [np.True_]])
+        return self._cut(source.where, tokens, trained)
 
-        A token that begins before the span and ends in it is trained, or the first word would be
-        lost where a tokenizer joins it with the blank before; unless it is a special token that
-        swallows blanks after it, which no model says there.
-        """
-        marks = []
-        position = 0
-        for token, (start, end) in zip(ids, offsets, strict=True):
-            while position < len(spans) and spans[position][1] <= start:
-                position += 1
-            inside = position < len(spans) and end > spans[position][0]
-            if inside and start < spans[position][0]:
-                inside = token not in self._special_ids
-            marks.append(inside)
-        return marks
+    def _cut(
+        self, where: str, ids: npt.NDArray[np.int32], trained: npt.NDArray[np.bool_]
+    ) -> Encoded:
+        full_length = len(ids)
+        trained[:1] = False
+        return Encoded(where, ids[: self._max_length], trained[: self._max_length], full_length)
 
-    def _marks_by_prefix(self, ids: list[int], source: _Source) -> list[bool]:
-        marks = [False] * len(ids)
-        for start, end in source.spans:
-            first, last = (self._prefix_length(ids, source.text[:at]) for at in (start, end))
-            marks[first:last] = [True] * (last - first)
-        return marks
 
-    def _prefix_length(self, ids: list[int], text: str) -> int:
-        prefix = self._tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        if ids[: len(prefix)] != prefix:
-            raise DataError(
-                "the base model's tokenizer gives no character offsets, and the tokens of "
-                f"{text[-40:]!r} change with what follows, so that trained tokens can't be told "
-                "from the prompt's; use a model with a tokenizer.json"
-            )
-        return len(prefix)
+def own_template(tokenizer: Any) -> str | None:
+    """The chat template that comes with a tokenizer."""
+    template = tokenizer.chat_template
+    # A dict of named templates has the usual one under this name.
+    template = template.get("default") if isinstance(template, dict) else template
+    return template or None
 
 
 def _special_ids(tokenizer: Any) -> frozenset[int]:

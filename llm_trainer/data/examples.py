@@ -1,77 +1,92 @@
-"""Tokenised rows in three flat arrays: no Python object a row, ready to be memory-mapped."""
+"""Tokenised rows for training: a store of them, or a choice of its rows.
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+No Python object a row, and no array but the choice itself: what is looked at is read.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from datasets import Dataset
+from llm_trainer.data.store import Store
 
 IGNORED = -100
 """The label of a token that is not trained, as torch's cross entropy has it."""
 
+TOKENS = {"ids": np.int32, "trained": np.bool_}
+"""Token ids, and whether the model should say them."""
+ROWS = {
+    "lengths": np.int32,
+    "targets": np.int32,
+    "full_lengths": np.int32,
+    "files": np.int32,
+    "numbers": np.int64,
+}
+"""Tokens, trained tokens, tokens before the row was cut; which file it comes from (an index of the
+fact `files`), and its number there."""
 
-@dataclass(frozen=True)
+Integers = npt.NDArray[np.signedinteger[Any]]
+
+
 class Examples:
     """Rows of token ids, each token marked as trained or not."""
 
-    ids: npt.NDArray[np.int32]
-    """(tokens of all rows,)"""
-    trained: npt.NDArray[np.bool_]
-    """(tokens of all rows,): whether the model should say this token."""
-    offsets: npt.NDArray[np.int64]
-    """(rows + 1,): where each row begins in the other two."""
-    origins: tuple[str, ...] = ()
-    """Where each row comes from, for messages; empty where nobody asks."""
+    def __init__(self, store: Store, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        """The rows of `store` that are `chosen`, in that order; None is all of them."""
+        self._store = store
+        self._chosen = chosen
 
     @classmethod
-    def of(cls, rows: Iterable[tuple[Sequence[int], Sequence[bool]]]) -> "Examples":
-        """From rows of ids and marks of the same length."""
-        rows = list(rows)
-        lengths = np.fromiter((len(ids) for ids, _ in rows), np.int64, len(rows))
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        total = int(offsets[-1])
-        ids = np.fromiter((i for row, _ in rows for i in row), np.int32, total)
-        trained = np.fromiter((t for _, row in rows for t in row), np.bool_, total)
-        # A row's first token follows nothing: no position predicts it.
-        trained[offsets[:-1][lengths > 0]] = False
-        return cls(ids, trained, offsets)
-
-    def origin(self, row: int) -> str:
-        """Where a row comes from."""
-        return self.origins[row] if self.origins else f"row {row + 1}"
+    def of(cls, rows: Iterable[tuple[npt.ArrayLike, npt.ArrayLike]]) -> Self:
+        """In memory, from rows of ids and marks of the same length."""
+        ids, trained = [np.empty(0, np.int32)], [np.empty(0, np.bool_)]
+        for row, marks in rows:
+            ids.append(np.array(row, np.int32))
+            trained.append(np.array(marks, np.bool_))
+            trained[-1][:1] = False  # The first token follows nothing: no position predicts it.
+        lengths = np.array([len(row) for row in ids[1:]], np.int32)
+        return cls(
+            Store.of(
+                lengths,
+                tokens={"ids": np.concatenate(ids), "trained": np.concatenate(trained)},
+                lengths=lengths,
+                full_lengths=lengths,
+                targets=np.array([marks.sum() for marks in trained[1:]], np.int32),
+                files=np.zeros(len(lengths), np.int32),
+                numbers=np.arange(1, len(lengths) + 1),
+            )
+        )
 
     def __len__(self) -> int:
-        return len(self.offsets) - 1
+        return len(self._store) if self._chosen is None else len(self._chosen)
 
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
+    @cached_property
+    def lengths(self) -> Integers:
         """Tokens of each row."""
-        return np.diff(self.offsets)
+        return self._column("lengths")
 
-    @property
-    def targets(self) -> npt.NDArray[np.int64]:
+    @cached_property
+    def targets(self) -> Integers:
         """Trained tokens of each row."""
-        sums = np.concatenate([np.zeros(1, np.int64), np.cumsum(self.trained, dtype=np.int64)])
-        return np.diff(sums[self.offsets])
+        return self._column("targets")
+
+    def origin(self, row: int) -> str:
+        """Where a row comes from: `train.jsonl row 7`."""
+        at = self._at(row)
+        files = self._store.facts.get("files", [])
+        number = int(self._store.rows["numbers"][at])
+        return f"{files[self._store.rows['files'][at]]} row {number}" if files else f"row {number}"
 
     def row(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Ids and marks of a row, as views."""
-        start, end = self.offsets[index], self.offsets[index + 1]
-        return self.ids[start:end], self.trained[start:end]
+        ids, trained = self._store.row(self._at(index), *TOKENS)
+        return ids, trained
 
-    def to_dataset(self) -> "Dataset":
-        """As a `datasets.Dataset` of input_ids and labels that shares memory with this."""
-        import pyarrow as pa
-        from datasets import Dataset
-        from datasets.table import InMemoryTable
+    def _at(self, row: int) -> int:
+        return row if self._chosen is None else int(self._chosen[row])
 
-        labels = np.where(self.trained, self.ids, np.int32(IGNORED))
-        columns = {
-            name: pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(values))
-            for name, values in (("input_ids", self.ids), ("labels", labels))
-        }
-        return Dataset(InMemoryTable(pa.table(columns)))
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        column = self._store.rows[name]
+        return column if self._chosen is None else column[self._chosen]

@@ -7,16 +7,19 @@ one dataset (or one a split), its files are not picked apart.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
-_NOT_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_STATE = "state.json"
+_DICT = "dataset_dict.json"
+_NOT_DATA = ("dataset_info.json", "dataset_infos.json", _DICT, _STATE)
 _EVAL_SPLITS = ("eval", "validation", "test")
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Names under which the hub's own rules find a split in file names."""
@@ -48,7 +51,7 @@ def select(root: Path, source: DatasetSource) -> Selection:
     saved = _saved_splits(root)
     if saved is not None:
         return _of_saved(saved, source)
-    found = sorted(_data_files(root))
+    found = _data_files(root)
     if not found:
         raise DataError(
             f"no data files in {root}; it holds {_listing(root)}; what can be read are "
@@ -68,15 +71,24 @@ def select(root: Path, source: DatasetSource) -> Selection:
     return Selection(tuple(train), tuple(held_out), start, stop)
 
 
-def _data_files(root: Path) -> Iterator[Path]:
+def _data_files(root: Path) -> list[Path]:
+    found = []
     for path in root.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if path.suffix in SUFFIXES and path.name not in _NOT_DATA and not hidden and path.is_file():
-            yield path
+        if _is_data(path) and not hidden and path.is_file():
+            found.append(path)
+    # What save_to_disk and later calls left beside a dataset's own files: caches of other rows.
+    states = {path.parent for path in found if (path.parent / _STATE).is_file()}
+    saved = {folder: set(_saved_files(folder)) for folder in states}
+    return sorted(p for p in found if p.parent not in saved or p in saved[p.parent])
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.name not in _NOT_DATA
 
 
 def _listing(root: Path) -> str:
-    names = sorted(path.name for path in root.iterdir())
+    names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
     return (", ".join(names[:5]) + (" and others" if len(names) > 5 else "")) or "nothing"
 
 
@@ -130,30 +142,53 @@ def _of_split(root: Path, found: Sequence[Path], name: str) -> list[Path]:
 
 def _saved_splits(root: Path) -> dict[str, tuple[Path, ...]] | None:
     """Split → files, of a folder that `save_to_disk` wrote, or None."""
-    if (root / "dataset_dict.json").is_file():
-        try:
-            names = json.loads((root / "dataset_dict.json").read_text())["splits"]
-        except (ValueError, KeyError) as err:
-            raise DataError(f"{root / 'dataset_dict.json'} can't be read: {err}") from err
+    if (root / _DICT).is_file():
+        names = _field(root / _DICT, "splits")
+        for name in names:
+            if not isinstance(name, str) or Path(name).name != name:
+                raise DataError(
+                    f"{root / _DICT}: splits: {name!r} is no name of a folder beside it"
+                )
         return {name: _saved_files(root / name) for name in names}
-    if (root / "state.json").is_file() and any(root.glob("*.arrow")):
+    if (root / _STATE).is_file() and any(root.glob("*.arrow")):
         return {"train": _saved_files(root)}
     return None
 
 
 def _saved_files(folder: Path) -> tuple[Path, ...]:
+    files = []
+    for item in _field(folder / _STATE, "_data_files"):
+        name = item.get("filename") if isinstance(item, dict) else item
+        # It comes from elsewhere and may name anything on this machine.
+        if not isinstance(name, str) or Path(name).name != name:
+            raise DataError(f"{folder / _STATE}: {name!r} is no name of a file beside it")
+        if not (folder / name).is_file():
+            raise DataError(f"{folder} is no complete save_to_disk folder: {name} is not there")
+        files.append(folder / name)
+    return tuple(files)
+
+
+def _field(path: Path, name: str) -> list[Any]:
     try:
-        state = json.loads((folder / "state.json").read_text())
-        return tuple(folder / item["filename"] for item in state["_data_files"])
-    except (OSError, ValueError, KeyError) as err:
-        raise DataError(f"{folder} is no complete save_to_disk folder: {err}") from err
+        value = json.loads(path.read_bytes())[name]
+    except FileNotFoundError:
+        raise DataError(
+            f"{path.parent} is no complete save_to_disk folder: {path.name} is not there"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
+        reason = f"it has no {name}" if isinstance(err, LookupError | TypeError) else str(err)
+        raise DataError(f"{path} can't be read: {' '.join(reason.split())}") from err
+    if not isinstance(value, list):
+        raise DataError(f"{path}: {name} is no list")
+    return value
 
 
 def _of_saved(splits: dict[str, tuple[Path, ...]], source: DatasetSource) -> Selection:
     name, start, stop = _parse_split(source.split)
     name = name or ("train" if "train" in splits else next(iter(splits), "train"))
     if name not in splits:
-        raise DataError(f"dataset.split: there is no {name!r}; there are {', '.join(splits)}")
+        there = ", ".join(splits) or "none at all"
+        raise DataError(f"dataset.split: there is no {name!r}; there are {there}")
     # The stock trainer evaluates on a split of this name too.
     held_out = next((s for s in _EVAL_SPLITS if s in splits and s != name), None)
     if source.eval_fraction or held_out is None:

@@ -1,4 +1,4 @@
-"""A data file → its rows, each with its number, whatever its format.
+"""A data file → its rows, each with its number, whatever its format. A row in memory at a time.
 
 A row that can't be read is yielded as a Problem in its place, so that all of a file's problems
 come out together. JSON and CSV are read by hand, for the row's number in every message.
@@ -6,88 +6,102 @@ come out together. JSON and CSV are read by hand, for the row's number in every 
 
 import csv
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-CSV_FIELD_LIMIT = 1 << 30
-"""The csv module stops at 128 KiB a field, less than a long document."""
+from llm_trainer.data import tables
+from llm_trainer.data.json_stream import VALUE_LIMIT, BrokenJsonError, Values
+from llm_trainer.data.signature import wrong_kind
 
 
 @dataclass(frozen=True)
 class Problem:
     """What is wrong with a row, or with the file from that row on."""
 
-    text: str
+    what: str
+    field: str = ""
+    where: str = ""
+    """File and row, as in "train.jsonl row 7"; empty where the reader of the rows knows."""
+
+    @property
+    def text(self) -> str:
+        """The line to show: where: field: what is wrong."""
+        return ": ".join(part for part in (self.where, self.field, self.what) if part)
 
 
 Row = dict[str, Any]
+Numbered = Iterator[tuple[int, Row | Problem]]
+
+_BOM = b"\xef\xbb\xbf"
+# {"data": [{ and the like, unless it is a row itself.
+_LIST_IN_OBJECT = re.compile(
+    r'\{\s*"(?!(?:messages|conversations|prompt|completion)")[^"\\]*"\s*:\s*\[(?=\s*\{)'
+)
+_LOOK_AHEAD = 256
 
 
-def read(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    """The rows of a file with their numbers, counted from 1 (lines in a .jsonl file)."""
-    reader = _READERS[path.suffix]
+def read(path: Path) -> Numbered:
+    """The rows of a file with their numbers, counted from 1 (lines in a .jsonl file).
+
+    A Problem with the number 0 concerns the file as a whole.
+    """
     number = 0
     try:
-        for number, row in reader(path):
-            yield number, row
-    except UnicodeDecodeError as err:
-        yield (
-            number + 1,
-            Problem(f"is not UTF-8 (byte {err.start} is 0x{err.object[err.start]:02x})"),
-        )
-    except (csv.Error, pa.ArrowException) as err:
-        yield number + 1, Problem(f"can't be read: {' '.join(str(err).split())[:200]}")
-    except RecursionError:
-        yield number + 1, Problem("is nested too deeply")
-
-
-def _read_json(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    with path.open(encoding="utf-8-sig") as file:
-        first = next((line for line in file if line.strip()), "")
-    # Many .json files hold one object a line: then the first line is an object by itself.
-    if first.lstrip().startswith("{") and isinstance(_parse(first), dict):
-        with path.open(encoding="utf-8-sig") as file:
-            rest = sum(1 for line in file if line.strip())
-        if rest > 1 or not _list_field(_parse(first)):
-            yield from _read_jsonl(path)
+        wrong = wrong_kind(path)
+        if wrong is not None:
+            yield 0, Problem(wrong)
             return
-    data = _parse(path.read_text(encoding="utf-8-sig"))
-    if isinstance(data, dict):
-        data = _list_field(data) or [data]
-    if not isinstance(data, list):
-        yield 1, data if isinstance(data, Problem) else Problem("is no list of objects")
-        return
-    yield from enumerate(map(_as_row, data), start=1)
+        for number, row in _READERS[path.suffix.lower()](path):
+            yield number, row
+    except BrokenJsonError as err:
+        yield number + 1, Problem(f"{err}; the file was not read on")
+    except csv.Error as err:
+        yield number + 1, Problem(f"is not CSV: {err}; the file was not read on")
+    except RecursionError:
+        yield number + 1, Problem("is nested too deeply; the file was not read on")
+    except (pa.ArrowException, OSError, MemoryError) as err:
+        # A damaged file of Arrow's may ask for any amount of memory.
+        reason = " ".join(str(err).split())[:200] or "it asks for more memory than there is"
+        yield number and number + 1, Problem(f"can't be read: {reason}")
 
 
-def _list_field(data: Any) -> list[Any] | None:
-    """The list in {"data": [{…}, …]}, where the object is no row itself."""
-    if not isinstance(data, dict) or len(data) != 1:
-        return None
-    (name, value), *_ = data.items()
-    is_row = name in ("messages", "conversations")
-    rows = isinstance(value, list) and value and isinstance(value[0], dict)
-    return value if rows and not is_row else None
-
-
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+def _read_jsonl(path: Path) -> Numbered:
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
             if line.strip():
                 yield number, _as_row(_parse(line))
 
 
-def _parse(text: str) -> Any:
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    line = file.readline(VALUE_LIMIT + 1).removeprefix(_BOM)
+    while line:
+        yield line
+        if len(line) > VALUE_LIMIT and not line.endswith(b"\n"):
+            return  # What follows is no line of its own.
+        line = file.readline(VALUE_LIMIT + 1)
+
+
+def _parse(line: bytes) -> Any:
+    if len(line) > VALUE_LIMIT:
+        return Problem(f"is longer than {VALUE_LIMIT} bytes, which no row is")
     try:
-        return json.loads(text)
+        return json.loads(line.decode())
+    except UnicodeDecodeError as err:
+        return Problem(f"is not UTF-8 (byte {err.start} of the line is 0x{line[err.start]:02x})")
     except json.JSONDecodeError as err:
-        at = f"line {err.lineno} column {err.colno}" if err.lineno > 1 else f"column {err.colno}"
-        return Problem(f"is not JSON: {err.msg} at {at}")
+        if b"\0" in line:
+            return Problem(f"is not JSON: byte {line.index(0)} of the line is NUL")
+        return Problem(f"is not JSON: {err.msg} at column {err.colno}")
+    except ValueError as err:
+        # A number of more digits than Python converts.
+        return Problem(f"has a number that can't be read: {err}")
+    except RecursionError:
+        return Problem("is nested too deeply")
 
 
 def _as_row(value: Any) -> Row | Problem:
@@ -101,53 +115,106 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    csv.field_size_limit(CSV_FIELD_LIMIT)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=True)
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            yield 1, Problem(f"names the column {twice!r} twice in its header")
-            return
-        for number, values in enumerate(reader, start=1):
-            if not values:
-                continue
-            if len(values) == len(header):
-                yield number, dict(zip(header, values, strict=True))
-            else:
-                yield number, Problem(f"has {len(values)} fields, the header {len(header)}")
-
-
-def _read_parquet(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    number = 0
-    with pq.ParquetFile(path, memory_map=True) as file:
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-
-
-def _read_arrow(path: Path) -> Iterator[tuple[int, Row | Problem]]:
-    number = 0
-    with pa.memory_map(str(path)) as source:
-        # `datasets` writes streams, others write files, with a magic number at the start.
-        if source.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(source)
-            batches = (file.get_batch(i) for i in range(file.num_record_batches))
+def _read_json(path: Path) -> Numbered:
+    if _has_an_object_a_line(path):
+        yield from _read_jsonl(path)
+        return
+    with path.open("rb") as file:
+        values = Values(file)
+        wrapped = _LIST_IN_OBJECT.match(values.peek(_LOOK_AHEAD))
+        if wrapped:
+            values.take(wrapped[0])
+            rows = _elements(values, after="}")
+        elif values.take("["):
+            rows = _elements(values, after="")
         else:
-            source.seek(0)
-            batches = iter(pa.ipc.open_stream(source))
-        for batch in batches:
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+            rows = _sequence(values)
+        for number, value in enumerate(rows, start=1):
+            yield number, _as_row(value)
 
 
-_READERS = {
+def _has_an_object_a_line(path: Path) -> bool:
+    """As many .json files do: the first line is a row by itself."""
+    with path.open("rb") as file:
+        lines = (line for line in _lines(file) if line.strip())
+        first = next(lines, b"")
+        if not first.lstrip().startswith(b"{") or not isinstance(value := _parse(first), dict):
+            return False
+        wraps = len(value) == 1 and _LIST_IN_OBJECT.match(first.decode().strip())
+        return not wraps or next(lines, None) is not None
+
+
+def _elements(values: Values, *, after: str) -> Iterator[Any]:
+    """Of a list whose bracket has been read; `after` its end comes the file's."""
+    if not values.take("]"):
+        while True:
+            yield values.value()
+            if values.take("]"):
+                break
+            if not values.take(","):
+                raise values.expected("',' or ']'")
+    if not values.take(after):
+        raise values.expected(f"{after!r}, for a list of rows has no other field beside it")
+    if values.peek():
+        raise values.expected("the end")
+
+
+def _sequence(values: Values) -> Iterator[Any]:
+    while values.peek():
+        yield values.value()
+
+
+def _read_csv(path: Path) -> Numbered:
+    csv.field_size_limit(VALUE_LIMIT)  # A long document has more than the module's 128 KiB.
+    # Bytes that are not UTF-8 become lone surrogates, which then tell their row and column.
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(_text_lines(file), strict=True)
+        header = next(reader, [])
+        for name in header:
+            if header.count(name) > 1:
+                yield 0, Problem(f"names the column {name!r} twice in its header")
+                return
+        for number, values in enumerate(reader, start=1):
+            if values:
+                yield number, _csv_row(header, values)
+
+
+def _text_lines(file: Any) -> Iterator[str]:
+    while line := file.readline(VALUE_LIMIT + 1):
+        if len(line) > VALUE_LIMIT:
+            raise csv.Error(f"a line is longer than {VALUE_LIMIT} characters")
+        yield line
+
+
+def _csv_row(header: list[str], values: list[str]) -> Row | Problem:
+    if len(values) != len(header):
+        return Problem(
+            f"has {len(values)} fields, the header {len(header)}; quote a field that has a comma"
+        )
+    for name, value in zip(header, values, strict=True):
+        if "\0" in value:
+            return Problem(f"byte {value.index(chr(0))} is NUL", name)
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as err:
+                byte = ord(value[err.start]) & 0xFF
+                return Problem(f"is not UTF-8 (0x{byte:02x} at {err.start})", name)
+    return dict(zip(header, values, strict=True))
+
+
+def _read_table(path: Path) -> Numbered:
+    for number, row in enumerate(tables.rows(path), start=1):
+        yield (
+            number,
+            row if isinstance(row, dict) else Problem("is not UTF-8", row.column),
+        )
+
+
+_READERS: dict[str, Callable[[Path], Numbered]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": _read_table,
+    ".arrow": _read_table,
 }

@@ -1,37 +1,31 @@
-"""Rows → what is trained on, or what is wrong with them, row by row.
+"""Rows → what is trained on, or what is wrong with them, row by row, as a stream.
 
-Four shapes, looked for in this order (a dataset may carry more columns than it needs):
+Six shapes, looked for in this order (a dataset may carry more columns than it needs):
     messages       [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]
     conversations  [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]
     prompt, completion         two strings, or two lists of messages
     instruction, output        two strings, and an optional input
+    input_ids                  tokens, with optional labels and masks
     text                       one string
-A file's first readable row decides its shape; every row of the file must have it.
+A shape with a column that `dataset.columns` names is looked for first. A file's first readable row
+decides its shape; every row of the file must have it.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.data.columns import Columns, check_names
+from llm_trainer.data.fields import FieldError, string
+from llm_trainer.data.messages import Message, messages, tools, with_assistant
 from llm_trainer.data.read import Problem, Row, read
+from llm_trainer.data.tokens import tokens
 from peftjob.errors import DataError
+from peftjob.spec import DatasetSource
 
-Message = dict[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool")
 SHOWN_PROBLEMS = 20
-_FROM = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function": "tool",
-}
 
 
 @dataclass(frozen=True)
@@ -71,7 +65,16 @@ class Text:
     where: str
 
 
-Sample = Conversation | Completion | Instruction | Text
+@dataclass(frozen=True)
+class Tokens:
+    """Tokens that are taken as they are, whatever training.train_on says."""
+
+    ids: list[int]
+    trained: list[bool]
+    where: str
+
+
+Sample = Conversation | Completion | Instruction | Text | Tokens
 
 
 class RowsError(DataError):
@@ -85,209 +88,127 @@ class RowsError(DataError):
         self.details = tuple(shown) + ((f"and {more} more",) if more > 0 else ())
 
 
-class _Wrong(Exception):  # noqa: N818 - a message on its way up, never shown as an error itself
-    """What is wrong with a row: `field` and what."""
+def samples(
+    paths: Iterable[Path], root: Path, source: DatasetSource, *, vocab_size: int | None = None
+) -> Iterator[Sample | Problem]:
+    """What is in the files, in their order; a Problem in the place of each row that is wrong.
+
+    Args:
+        root: the dataset's folder; messages name files relative to it.
+        vocab_size: that rows of tokens must fit; None looks at their signs only.
+
+    Raises:
+        DataError: no file has a row, or dataset.columns names what is not there.
+    """
+    check_names(source.columns, COLUMNS)
+    names = [str(path.relative_to(root)) for path in paths]
+    any_row = False
+    for name in names:
+        for item in _samples(root / name, name, source.columns, vocab_size):
+            any_row = True
+            yield item
+    if not any_row:
+        raise DataError(f"{', '.join(names)} has no rows" if names else "there are no files")
 
 
-def load(paths: Iterable[Path], root: Path) -> list[Sample]:
-    """All samples of the files.
+def load(paths: Iterable[Path], root: Path, source: DatasetSource | None = None) -> list[Sample]:
+    """All of a stream's samples.
 
     Raises:
         RowsError: with every row that can't be trained on.
-        DataError: a file has no rows.
     """
-    samples: list[Sample] = []
-    problems: list[str] = []
-    count = total = 0
-    for path in paths:
-        name = str(path.relative_to(root))
-        before = total
-        for sample in _samples(path, name):
-            total += 1
-            if isinstance(sample, Problem):
-                count += 1
-                if len(problems) < SHOWN_PROBLEMS:
-                    problems.append(sample.text)
-            else:
-                samples.append(sample)
-        if total == before:
-            raise DataError(f"{name} has no rows")
-    if count:
-        raise RowsError(problems, count, total)
-    return samples
+    found = list(samples(paths, root, source or DatasetSource(source="file:///")))
+    problems = [item.text for item in found if isinstance(item, Problem)]
+    if problems:
+        raise RowsError(problems, len(problems), len(found))
+    return [item for item in found if not isinstance(item, Problem)]
 
 
-def _samples(path: Path, name: str) -> Iterator[Sample | Problem]:
-    make: Callable[[Row, str], Sample] | None = None
+def _samples(
+    path: Path, name: str, mapping: Mapping[str, str], vocab_size: int | None
+) -> Iterator[Sample | Problem]:
+    columns = Columns(mapping, name)
+    make: _Make | None = None
     for number, row in read(path):
-        where = f"{name} row {number}"
+        where = f"{name} row {number}" if number else name
         if isinstance(row, Problem):
-            yield Problem(f"{where} {row.text}")
+            yield replace(row, where=where)
             continue
         try:
-            make = make or _shape(row)
-            yield make(row, where)
-        except _Wrong as err:
-            yield Problem(f"{where}: {err}")
+            renamed = columns.rename(row)
+            make = make or _shape(renamed, columns, vocab_size)
+            yield make(renamed, where)
+        except FieldError as err:
+            yield Problem(err.what, err.field, where)
+        except RecursionError:
+            yield Problem("is nested too deeply", where=where)
+    columns.check()
 
 
-def _shape(row: Row) -> Callable[[Row, str], Sample]:
-    for columns, make in _SHAPES:
-        if all(column in row for column in columns):
-            return make
+_Make = Callable[[Row, str], Sample]
+
+
+def _shape(row: Row, columns: Columns, vocab_size: int | None) -> _Make:
+    # A mapping says which shape is meant where a row has the columns of several.
+    ranked = sorted(_SHAPES, key=lambda shape: not set(shape).intersection(columns.mapping))
+    for needed in ranked:
+        columns.check(needed)
+        if all(column in row for column in needed):
+            make = _SHAPES[needed]
+            return partial(_tokens, vocab_size=vocab_size) if make is None else make
+    raise FieldError("", _unknown(row))
+
+
+def _unknown(row: Row) -> str:
     has = ", ".join(map(str, row)) or "nothing"
-    raise _Wrong(
-        f"has the columns {has}, from which no training text can be made; the shapes that work "
-        "are: messages (a list of role and content), conversations (a list of from and value), "
-        "prompt and completion, instruction and output (and input), text"
+    why = "from which no training text can be made"
+    if "chosen" in row and "rejected" in row:
+        why = "pairs of a preference, which this training does not take"
+    return (
+        f"has the columns {has[:200]}, {why}; the shapes that work are: messages (a list of role "
+        "and content), conversations (a list of from and value), prompt and completion, "
+        "instruction and output (and input), input_ids (and labels), text; name your columns in "
+        "dataset.columns, as in prompt: question"
     )
 
 
-def _conversation(row: Row, where: str) -> Sample:
-    messages = _messages(row, "messages")
-    _needs_assistant(messages, "messages", 0)
-    return Conversation(messages, where, tools=_tools(row))
-
-
-def _shared_conversation(row: Row, where: str) -> Sample:
-    turns = _objects(row, "conversations")
-    messages = []
-    for i, turn in enumerate(turns):
-        if "role" in turn:  # Some name the column so and follow the other convention.
-            return _conversation({**row, "messages": turns}, where)
-        speaker = turn.get("from")
-        if speaker not in _FROM:
-            raise _Wrong(
-                f"conversations[{i}].from is {_show(speaker)}; valid are {', '.join(_FROM)}"
-            )
-        messages.append({"role": _FROM[speaker], "content": turn.get("value")})
-    checked = _messages({"conversations": messages}, "conversations", content="value")
-    _needs_assistant(checked, "conversations", 0)
-    return Conversation(checked, where, tools=_tools(row))
+def _turns(row: Row, where: str, *, column: str) -> Sample:
+    found = with_assistant(messages(row, column), column)
+    return Conversation(found, where, tools=tools(row))
 
 
 def _completion(row: Row, where: str) -> Sample:
     if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
-        prompt, completion = _messages(row, "prompt"), _messages(row, "completion")
-        _needs_assistant(completion, "completion", 0)
-        return Conversation(prompt + completion, where, len(prompt), _tools(row))
-    prompt_text = _string(row, "prompt", may_be_empty=True)
-    return Completion(prompt_text, _string(row, "completion"), where)
+        prompt = messages(row, "prompt")
+        completion = with_assistant(messages(row, "completion"), "completion")
+        return Conversation(prompt + completion, where, len(prompt), tools(row))
+    prompt_text = string(row, "prompt", may_be_empty=True)
+    return Completion(prompt_text, string(row, "completion"), where)
 
 
 def _instruction(row: Row, where: str) -> Sample:
-    instruction = _string(row, "instruction")
-    context = _string(row, "input", may_be_empty=True) if row.get("input") is not None else ""
+    instruction = string(row, "instruction")
+    context = string(row, "input", may_be_empty=True) if row.get("input") is not None else ""
     both = f"{instruction}\n\n{context}" if context.strip() else instruction
-    return Instruction(both, _string(row, "output"), where)
+    return Instruction(both, string(row, "output"), where)
+
+
+def _tokens(row: Row, where: str, *, vocab_size: int | None) -> Sample:
+    return Tokens(*tokens(row, vocab_size), where)
 
 
 def _text(row: Row, where: str) -> Sample:
-    return Text(_string(row, "text"), where)
+    return Text(string(row, "text"), where)
 
 
-_SHAPES: tuple[tuple[tuple[str, ...], Callable[[Row, str], Sample]], ...] = (
-    (("messages",), _conversation),
-    (("conversations",), _shared_conversation),
-    (("prompt", "completion"), _completion),
-    (("instruction", "output"), _instruction),
-    (("text",), _text),
-)
-
-
-def _string(row: Row, column: str, *, may_be_empty: bool = False) -> str:
-    value = row.get(column)
-    if column not in row:
-        raise _Wrong(f"{column} is missing")
-    if not isinstance(value, str):
-        raise _Wrong(f"{column} is {_show(value)}, not a string")
-    if not may_be_empty and not value.strip():
-        raise _Wrong(f"{column} is empty")
-    return _encodable(value, column)
-
-
-def _encodable(text: str, path: str) -> str:
-    # JSON may carry half of a surrogate pair ("\ud83d"), which no tokenizer takes.
-    if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
-        raise _Wrong(f"{path} has a lone surrogate, half of a character")
-    return text
-
-
-def _objects(row: Row, column: str) -> list[dict[str, Any]]:
-    value = row.get(column)
-    if column not in row:
-        raise _Wrong(f"{column} is missing")
-    if isinstance(value, str):  # A CSV file has no lists but as text.
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError:
-            raise _Wrong(f"{column} is {_show(value)}, not a list of objects") from None
-    if not isinstance(value, list):
-        raise _Wrong(f"{column} is {_show(value)}, not a list of objects")
-    if not value:
-        raise _Wrong(f"{column} is empty")
-    for i, item in enumerate(value):
-        if not isinstance(item, dict):
-            raise _Wrong(f"{column}[{i}] is {_show(item)}, not an object")
-    return value
-
-
-def _messages(row: Row, column: str, *, content: str = "content") -> tuple[Message, ...]:
-    return tuple(
-        _message(item, f"{column}[{i}]", content) for i, item in enumerate(_objects(row, column))
-    )
-
-
-def _message(item: Mapping[str, Any], path: str, content: str) -> Message:
-    # Parquet gives every message the union of all fields; templates take absent, not null.
-    message = {key: value for key, value in item.items() if value is not None}
-    role = message.get("role")
-    if role not in ROLES:
-        raise _Wrong(f"{path}.role is {_show(role)}; valid are {', '.join(ROLES)}")
-    text = message.get("content")
-    if isinstance(text, list):
-        text = _parts(text, f"{path}.{content}")
-    if text is None and role == "assistant" and message.get("tool_calls"):
-        return message
-    if not isinstance(text, str):
-        wrong = "missing" if text is None else f"{_show(text)}, not a string"
-        raise _Wrong(f"{path}.{content} is {wrong}")
-    if role == "assistant" and not text.strip() and not message.get("tool_calls"):
-        raise _Wrong(f"{path}.{content} is empty")
-    return {**message, "content": _encodable(text, f"{path}.{content}")}
-
-
-def _parts(parts: list[Any], path: str) -> str:
-    texts = []
-    for i, part in enumerate(parts):
-        if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise _Wrong(f"{path}[{i}] is {_show(kind)}; only parts of type text can be trained")
-        texts.append(part["text"])
-    return "".join(texts)
-
-
-def _needs_assistant(messages: tuple[Message, ...], column: str, start: int) -> None:
-    if not any(message["role"] == "assistant" for message in messages[start:]):
-        raise _Wrong(f"{column} has no message of the role assistant, so nothing to train")
-
-
-def _tools(row: Row) -> tuple[Any, ...] | None:
-    tools = row.get("tools")
-    if isinstance(tools, str) and tools.strip():
-        try:
-            tools = json.loads(tools)
-        except json.JSONDecodeError:
-            raise _Wrong(f"tools is {_show(tools)}, not a list of objects") from None
-    if not tools:
-        return None
-    if not isinstance(tools, list):
-        raise _Wrong(f"tools is {_show(tools)}, not a list of objects")
-    return tuple(tools)
-
-
-def _show(value: Any) -> str:
-    if value is None:
-        return "null"
-    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
-    return text if len(text) <= 40 else text[:37] + "…" + text[0]
+_SHAPES: dict[tuple[str, ...], _Make | None] = {
+    ("messages",): partial(_turns, column="messages"),
+    ("conversations",): partial(_turns, column="conversations"),
+    ("prompt", "completion"): _completion,
+    ("instruction", "output"): _instruction,
+    ("input_ids",): None,  # The only one that the vocabulary concerns.
+    ("text",): _text,
+}
+_OPTIONAL = ("tools", "input", "labels", "attention_mask", "completion_mask", "assistant_masks")
+COLUMNS = (*(column for shape in _SHAPES for column in shape), *_OPTIONAL)
+"""All that `dataset.columns` may name, on our side."""

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llm_trainer.options import Job
     from llm_trainer.ranks import Ranks
     from llm_trainer.train.setup import Parts
+    from peftjob.estimate import Device
 
 _MODULES = {
     "causal-lm": "causal",
@@ -39,8 +40,12 @@ class Task(Protocol):
         """The dataset's rows, checked, divided and tokenised; the same on every rank."""
         ...
 
-    def build(self, job: "Job", data: Any, ranks: "Ranks") -> "Parts":
-        """The model with its adapter on the rank's device, and how it is scored on `data`."""
+    def build(self, job: "Job", data: Any, ranks: "Ranks", least: "Device") -> "Parts":
+        """The model with its adapter on the rank's device, and how it is scored on `data`.
+
+        Makes no collective call: it may fail on one rank alone. `least` is the device of the rank
+        that has the least memory.
+        """
         ...
 
 

@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -16,10 +17,12 @@ from llm_trainer.fast.prepare import prepare
 from llm_trainer.model import adapter, load, methods
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
+from llm_trainer.train import fit, noise, parallel
 from llm_trainer.train.collate import collate
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from llm_trainer.watch.samples import Samples
+from peftjob.estimate import Device
 from peftjob.method import QLora
 
 log = logging.getLogger("llm_trainer")
@@ -52,25 +55,45 @@ def read(job: Job) -> CausalData:
     return CausalData(data=data, tokenizer=tokenizer, limit=f"{max_length} tokens ({reason})")
 
 
-def build(job: Job, data: CausalData, ranks: Ranks) -> Parts:
+def build(job: Job, data: CausalData, ranks: Ranks, least: Device) -> Parts:
     """The base model with its adapter, fast where that is proven, and its loss."""
-    spec, training = job.spec, job.spec.training
+    spec, training, rows = job.spec, job.spec.training, data.data
     dtype = load.choose_dtype(training.dtype, ranks.device)
-    quantisation = spec.method if isinstance(spec.method, QLora) else None
-    base = load.load_base(job.model_dir, dtype, device=ranks.device, quantisation=quantisation)
-    load.check_vocabulary(base, data.data.highest_id)
+    chosen = fit.choose(
+        spec,
+        job.model_dir,
+        device=least,
+        processes=ranks.world_size,
+        rows=rows.train,
+        dtype=dtype,
+    )
+    log.info(chosen.note)
+    shards = chosen.parallel == "fsdp" and ranks.world_size > 1
+    device = load.CPU if shards else ranks.device
+    base = load.load_base(
+        job.model_dir,
+        dtype,
+        device=device,
+        quantisation=spec.method if isinstance(spec.method, QLora) else None,
+    )
+    load.check_vocabulary(base, rows.highest_id)
     model = adapter.add_adapter(base, spec.method)
-    model.to(ranks.device)
+    model.to(device)
     prepared = prepare(
         model,
         packs=methods.packs(spec.method),
         label_smoothing=training.label_smoothing_factor,
         note=log.info,
     )
-    held_out = data.data.held_out
+    if chosen.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if training.neftune_noise_alpha is not None:
+        noise.install(model.get_input_embeddings(), training.neftune_noise_alpha)
+    if shards:
+        parallel.shard(model, ranks)
     objective = CausalObjective(
-        train=data.data.train.examples,
-        held_out=held_out.examples if held_out else None,
+        train=rows.train,
+        held_out=rows.held_out,
         target_loss=prepared.target_loss,
         pad_id=_pad_id(data.tokenizer),
         packed=prepared.packed,
@@ -79,8 +102,9 @@ def build(job: Job, data: CausalData, ranks: Ranks) -> Parts:
     return Parts(
         model=model,
         objective=objective,
-        micro_batch_tokens=training.micro_batch_tokens or 2048,
+        micro_batch_tokens=chosen.micro_batch_tokens,
         packed=prepared.packed,
+        rounds=partial(parallel.rounds, ranks) if shards else None,
         samples=Samples.of(spec, data.tokenizer, positions=positions),
     )
 

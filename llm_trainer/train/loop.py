@@ -110,6 +110,11 @@ class Loop:
             between=self._leave_if_urgent,
             rounds=self.rounds,
         )
+        if self.samples is not None:
+            self.samples.between = self._leave_if_urgent
+            if self.rounds is not None:
+                # All ranks answer together, and must do equally much.
+                self.samples.time_s = None
 
     def run(self) -> None:
         """Train to the end.
@@ -269,11 +274,7 @@ class Loop:
             )
         )
         if self.stopping.stop:
-            log.info(
-                "stopped early at step %d: no better evaluation than that of step %s since",
-                self.step,
-                self.stopping.best_step,
-            )
+            log.info("stopped early at step %d: %s", self.step, self.stopping.reason)
         self.meter.start()
 
     @property

@@ -43,7 +43,7 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from module
 
 
-def rounds(count: int, ranks: Ranks) -> int:
+def rounds(ranks: Ranks, count: int) -> int:
     """The largest `count` of all ranks."""
     if ranks.world_size == 1:
         return count

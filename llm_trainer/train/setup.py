@@ -38,7 +38,8 @@ def identity(job: Job) -> dict[str, Any]:
         "dataset": [asdict(lineage.dataset(job)), spec.dataset.model_dump(mode="json")],
         "task": [spec.task, spec.num_labels],
         "method": spec.method.model_dump(mode="json"),
-        "training": spec.training.model_dump(mode="json"),
+        # How it is watched changes nothing of what is trained.
+        "training": spec.training.model_dump(mode="json", exclude={"metrics_port", "report_to"}),
     }
 
 
@@ -75,6 +76,8 @@ def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None
         shuffle=spec.dataset.shuffle,
     )
     total_steps = plan.total_steps(epochs=training.num_train_epochs, max_steps=training.max_steps)
+    # Drawn by the same seed everywhere, but a decomposition (PiSSA) may differ between machines.
+    ranks.copy_from_main(p.data for p in parts.model.parameters() if p.requires_grad)
     made = optimiser.make(training, parameter_groups(parts.model, training, spec.method))
     result = Loop(
         model=parts.model,
@@ -96,7 +99,7 @@ def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None
         sinks=sinks,
         checkpoints=checkpoints(job),
         stopping=Stopping.of(training),
-        samples=parts.samples,
+        samples=parts.samples or Samples.of(spec, None, positions=None),
     )
     if state is not None:
         result.load_state_dict(state)

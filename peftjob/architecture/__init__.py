@@ -4,20 +4,21 @@
     fields      a config.json's fields, under one name each
     decoders    config.json → shapes, for language models; their differences are in families
     encoders    the same for BERT, its relatives and ViT
+    headers     names and shapes of tensors → shapes, for types that are not known
 
 Pure: reads no files and never imports torch or transformers. May import peftjob.{method,errors}.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from peftjob.architecture import decoders, encoders
+from peftjob.architecture import decoders, encoders, headers
 from peftjob.architecture.fields import Fields
 from peftjob.architecture.shapes import Architecture, Block, Projection
 from peftjob.errors import ModelError
 from peftjob.method import Task
 
-__all__ = ["Architecture", "Block", "Projection", "UnknownArchitectureError", "read"]
+__all__ = ["Architecture", "Block", "Projection", "UnknownArchitectureError", "from_shapes", "read"]
 
 _UNUSUAL = ("qk_layernorm",)
 """Fields that make a variant of a known type whose parameters are others."""
@@ -43,4 +44,26 @@ def read(config: Mapping[str, Any], *, task: Task = "causal-lm", labels: int = 2
     known = sorted(decoders.MODEL_TYPES | encoders.MODEL_TYPES)
     raise UnknownArchitectureError(
         f"the architecture {fields.model_type!r} is not known; known are {', '.join(known)}"
+    )
+
+
+def from_shapes(
+    config: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    task: Task = "causal-lm",
+    labels: int = 2,
+) -> Architecture:
+    """The architecture that the tensors of a model's files make up, of whatever type it is.
+
+    Args:
+        shapes: full name of each tensor → its shape.
+
+    Raises:
+        ModelError: they make up none.
+    """
+    outputs = None if task in ("causal-lm", "masked-lm") else labels
+    # A model that sees or hears has the sizes of its language model in a part of their own.
+    return headers.read(
+        Fields({**config.get("text_config", {}), **config}), shapes, outputs=outputs
     )

@@ -12,17 +12,18 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from peftjob.cli import jobs, serve, train
+from peftjob.cli import estimate, jobs, serve, train
 from peftjob.errors import run_main
 
 EPILOG = """examples:
+  peftjob estimate --model hf://org/name --gpu A10 --set method.type=qlora
   peftjob train --local --name docs --model file:///models/tiny --dataset file:///data/train.jsonl
   peftjob train -f job.yaml --set training.learning_rate=1e-3 --dry-run
   peftjob logs docs --local --follow
   peftjob serve docs --local && peftjob ask docs "What is a Pod?" --local
 """
 
-VERBS = (train, jobs, serve)
+VERBS = (estimate, train, jobs, serve)
 """In the order of --help."""
 
 

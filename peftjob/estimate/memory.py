@@ -84,7 +84,9 @@ class Setting:
     processes: int = 1
 
 
-def memory(architecture: Architecture, method: Method, batch: Batch, setting: Setting) -> Memory:
+def peak_memory(
+    architecture: Architecture, method: Method, batch: Batch, setting: Setting
+) -> Memory:
     """What a process needs for a step with micro-batches like `batch`."""
     trained = adapter.trained(architecture, method)
     activations = Activations(

@@ -40,9 +40,7 @@ def main(folder: Path, case: dict[str, Any]) -> None:
     if isinstance(method, QLora):
         import bitsandbytes  # noqa: F401 - so that it is in the baseline
     baseline = resident("VmRSS")
-    base = load.load_base(
-        folder, dtype, quantisation=method if isinstance(method, QLora) else None
-    )
+    base = load.load_base(folder, dtype, quantisation=method if isinstance(method, QLora) else None)
     model = adapter.add_adapter(base, method)
     if case["checkpointing"]:
         model.enable_input_require_grads()
@@ -50,9 +48,7 @@ def main(folder: Path, case: dict[str, Any]) -> None:
     prepared = prepare(model, note=lambda note: print(note, file=sys.stderr))
     trained = [p for p in model.parameters() if p.requires_grad]
     gradients = Gradients(trained, world_size=1, flags=1)
-    made = optimiser.make(
-        params.training, methods.parameter_groups(model, params.training, method)
-    )
+    made = optimiser.make(params.training, methods.parameter_groups(model, params.training, method))
     examples = rows(case["rows"], case["share"], base.config.vocab_size)
     model.train()
     # Reading the weights takes room for a moment; what is asked about are the steps.

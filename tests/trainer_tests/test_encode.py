@@ -3,17 +3,16 @@
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from transformers import BatchEncoding
 
-from llm_trainer.data import dataset
 from llm_trainer.data.chat import ChatTemplate, SpanError
 from llm_trainer.data.encode import Encoded, Encoder
-from llm_trainer.data.rows import Completion, Conversation, Instruction, RowsError, Sample, Text
+from llm_trainer.data.read import Problem
+from llm_trainer.data.rows import Completion, Conversation, Instruction, Sample, Text, Tokens
 from peftjob.errors import DataError, ModelError
-from peftjob.spec import DatasetSource
-from peftjob.training import Training
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
@@ -49,20 +48,23 @@ def turns(*contents: str, system: str | None = None) -> Conversation:
     return Conversation((*first, *messages), "row 1")
 
 
-def encode(tokenizer: Any, *samples: Sample, max_length: int = 200, **options: Any) -> Encoded:
-    encoder = Encoder(tokenizer, max_length=max_length, **{"train_all": False, **options})
-    return encoder.encode(samples)
+def encode(
+    tokenizer: Any, *samples: Sample, max_length: int = 200, **options: Any
+) -> list[Encoded]:
+    encoder = Encoder(tokenizer, max_length=max_length, **options)
+    rows = list(encoder.encode(samples))
+    assert all(isinstance(row, Encoded) for row in rows), rows
+    return cast(list[Encoded], rows)
 
 
-def trained(tokenizer: Any, encoded: Encoded, row: int = 0) -> list[str]:
+def trained(tokenizer: Any, row: Encoded) -> list[str]:
     """The trained tokens as text, one string for each unbroken run of them."""
-    ids, marks = encoded.examples.row(row)
     runs: list[list[int]] = []
-    for i, mark in enumerate(marks):
-        if mark and (i == 0 or not marks[i - 1]):
+    for i, mark in enumerate(row.trained):
+        if mark and (i == 0 or not row.trained[i - 1]):
             runs.append([])
         if mark:
-            runs[-1].append(int(ids[i]))
+            runs[-1].append(int(row.ids[i]))
     return [tokenizer.decode(run) for run in runs]
 
 
@@ -81,8 +83,8 @@ def test_every_assistant_turn_is_trained_with_its_end_and_nothing_else(
     make_tokenizer: Any, tokenizer: Any, template: str, expected: list[str]
 ) -> None:
     chosen = tokenizer if template == "plain" else make_tokenizer(template)
-    encoded = encode(chosen, turns("say one", "one", "one, two?", "two"))
-    assert trained(chosen, encoded) == expected
+    (row,) = encode(chosen, turns("say one", "one", "one, two?", "two"))
+    assert trained(chosen, row) == expected
 
 
 @pytest.mark.parametrize("template", ["plain", MARKED, LAST_TURN_DIFFERS])
@@ -90,10 +92,10 @@ def test_a_system_prompt_is_not_trained_even_where_it_holds_the_answer(
     make_tokenizer: Any, tokenizer: Any, template: str
 ) -> None:
     chosen = tokenizer if template == "plain" else make_tokenizer(template)
-    encoded = encode(chosen, turns("red", "red", system="red"))
-    assert trained(chosen, encoded)[0].endswith("red<|im_end|>")
-    assert len(trained(chosen, encoded)) == 1
-    assert chosen.decode(encoded.examples.row(0)[0]).count("red") == 3
+    (row,) = encode(chosen, turns("red", "red", system="red"))
+    assert trained(chosen, row)[0].endswith("red<|im_end|>")
+    assert len(trained(chosen, row)) == 1
+    assert chosen.decode(row.ids).count("red") == 3
 
 
 SHIPPED = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: ignore[union-attr]
@@ -107,7 +109,10 @@ SHIPPED = Path(str(find_spec("trl").origin)).parent / "chat_templates"  # type: 
         ("cohere", ["one<|END_OF_TURN_TOKEN|>", "two one<|END_OF_TURN_TOKEN|>"]),
         ("lfm2_2_5", ["one<|im_end|>", "two one<|im_end|>"]),
         ("qwen3", ["one<|im_end|>", "<think>\n\n</think>\n\ntwo one<|im_end|>"]),
-        ("gptoss", ["one<|end|>", "<|channel|>final<|message|>two one<|return|>"]),
+        (
+            "gptoss",
+            [f"<|channel|>final<|message|>{said}" for said in ("one<|end|>", "two one<|return|>")],
+        ),
     ],
 )
 def test_templates_of_known_models_are_understood(name: str, expected: list[str]) -> None:
@@ -123,9 +128,9 @@ def test_templates_of_known_models_are_understood(name: str, expected: list[str]
 
 def test_the_tokens_are_those_of_the_whole_conversation(tokenizer: Any) -> None:
     conversation = turns("What is north?", "The word is seven.", "And east?", "nine")
-    encoded = encode(tokenizer, conversation)
+    (row,) = encode(tokenizer, conversation)
     expected = tokenizer.apply_chat_template(list(conversation.messages), return_dict=False)
-    assert encoded.examples.ids.tolist() == expected
+    assert row.ids.tolist() == expected
 
 
 def test_marked_and_unmarked_templates_train_the_same_tokens(
@@ -133,9 +138,9 @@ def test_marked_and_unmarked_templates_train_the_same_tokens(
 ) -> None:
     rows = [turns("a", "b", "c", "d e f"), turns("é 🦙", "ñ 🦙🦙", system="s")]
     marked = make_tokenizer(MARKED)
-    one, other = encode(tokenizer, *rows).examples, encode(marked, *rows).examples
-    assert one.ids.tolist() == other.ids.tolist()
-    assert one.trained.tolist() == other.trained.tolist()
+    for one, other in zip(encode(tokenizer, *rows), encode(marked, *rows), strict=True):
+        assert one.ids.tolist() == other.ids.tolist()
+        assert one.trained.tolist() == other.trained.tolist()
 
 
 def test_given_turns_of_a_conversational_prompt_are_not_trained(
@@ -143,13 +148,13 @@ def test_given_turns_of_a_conversational_prompt_are_not_trained(
 ) -> None:
     whole = turns("a", "one", "b", "two")
     row = Conversation(whole.messages, "row 1", trained_from=2)
-    assert trained(tokenizer, encode(tokenizer, row)) == ["two<|im_end|>"]
-    marked = make_tokenizer(MARKED)
-    assert trained(marked, encode(marked, row)) == ["two<|im_end|>"]
+    for chosen in (tokenizer, make_tokenizer(MARKED)):
+        (encoded,) = encode(chosen, row)
+        assert trained(chosen, encoded) == ["two<|im_end|>"]
 
 
 def test_a_completion_is_trained_with_eos_and_its_prompt_is_not(tokenizer: Any) -> None:
-    encoded = encode(tokenizer, Completion("The word is", " seven.", "row 1"))
+    (encoded,) = encode(tokenizer, Completion("The word is", " seven.", "row 1"))
     assert trained(tokenizer, encoded) == [" seven.<|im_end|>"]
 
 
@@ -157,20 +162,20 @@ def test_a_first_word_that_joins_with_the_prompt_is_trained(make_tokenizer: Any)
     chosen = make_tokenizer()
     whole = chosen("is seven")["input_ids"]
     assert chosen("is ")["input_ids"] != whole[: len(chosen("is ")["input_ids"])]
-    encoded = encode(chosen, Completion("is ", "seven", "row 1"))
+    (encoded,) = encode(chosen, Completion("is ", "seven", "row 1"))
     assert trained(chosen, encoded) == [" seven<|im_end|>"]
 
 
 def test_plain_text_is_trained_whole_with_eos(tokenizer: Any) -> None:
-    encoded = encode(tokenizer, Text("The word is nine.", "row 1"))
-    ids, marks = encoded.examples.row(0)
-    assert ids.tolist() == [*tokenizer("The word is nine.")["input_ids"], tokenizer.eos_token_id]
-    assert marks.tolist() == [False] + [True] * (len(ids) - 1)
+    (row,) = encode(tokenizer, Text("The word is nine.", "row 1"))
+    ids = [*tokenizer("The word is nine.")["input_ids"], tokenizer.eos_token_id]
+    assert row.ids.tolist() == ids
+    assert row.trained.tolist() == [False] + [True] * (len(ids) - 1)
 
 
 def test_eos_in_the_text_is_not_doubled(tokenizer: Any) -> None:
-    encoded = encode(tokenizer, Text("nine<|im_end|>", "row 1"))
-    assert tokenizer.decode(encoded.examples.ids) == "nine<|im_end|>"
+    (row,) = encode(tokenizer, Text("nine<|im_end|>", "row 1"))
+    assert tokenizer.decode(row.ids) == "nine<|im_end|>"
 
 
 def test_bos_is_set_once_where_the_tokenizer_sets_it(make_tokenizer: Any) -> None:
@@ -182,45 +187,80 @@ def test_bos_is_set_once_where_the_tokenizer_sets_it(make_tokenizer: Any) -> Non
         single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", bos)]
     )
     rows = [Text("nine", "row 1"), Text("<|endoftext|>nine", "row 2")]
-    examples = encode(chosen, *rows).examples
-    assert examples.row(0)[0].tolist() == examples.row(1)[0].tolist() != []
-    assert examples.ids.tolist().count(bos) == 2
+    one, other = encode(chosen, *rows)
+    assert one.ids.tolist() == other.ids.tolist()
+    assert one.ids.tolist().count(bos) == 1
 
 
 def test_an_instruction_is_a_chat_where_there_is_a_template(
     make_tokenizer: Any, tokenizer: Any
 ) -> None:
     row = Instruction("say one", "one", "row 1")
-    as_chat = encode(tokenizer, turns("say one", "one")).examples.ids
-    assert encode(tokenizer, row).examples.ids.tolist() == as_chat.tolist()
+    instructed, as_chat = encode(tokenizer, row, turns("say one", "one"))
+    assert instructed.ids.tolist() == as_chat.ids.tolist()
     plain = make_tokenizer(None)
-    text = plain.decode(encode(plain, row).examples.ids)
+    text = plain.decode(encode(plain, row)[0].ids)
     assert text == "### Instruction:\nsay one\n\n### Response:\none<|im_end|>"
 
 
 def test_train_on_all_trains_the_prompt_too(tokenizer: Any) -> None:
     rows = [turns("a", "b"), Completion("The word is", " red", "row 2")]
-    encoded = encode(tokenizer, *rows, train_all=True)
-    assert int(encoded.examples.targets.sum()) == len(encoded.examples.ids) - len(rows)
+    for row in encode(tokenizer, *rows, train_on="all"):
+        assert row.trained.tolist() == [False] + [True] * (len(row.ids) - 1)
 
 
-def test_truncated_rows_are_counted_and_rows_without_targets_left_out(tokenizer: Any) -> None:
-    long_prompt = Completion("red " * 50, "blue", "row 1")
-    long_answer = Completion("red", " blue" * 50, "row 2")
-    encoded = encode(tokenizer, long_prompt, long_answer, Text("x y", "row 3"), max_length=20)
-    assert (len(encoded.examples), encoded.truncated, encoded.dropped) == (2, 2, 1)
-    assert encoded.examples.lengths.max() == 20
+@pytest.mark.parametrize("template", [None, MARKED, LAST_TURN_DIFFERS])
+def test_train_on_last_trains_the_last_turn_only(tokenizer: Any, template: str | None) -> None:
+    rows = [turns("a", "one", "b", "two", "c"), Completion("The word is", " red.", "row 2")]
+    chat, completion = encode(tokenizer, *rows, train_on="last", chat_template=template)
+    assert trained(tokenizer, chat) == ["two<|im_end|>"]
+    assert trained(tokenizer, completion) == [" red.<|im_end|>"]
 
 
-def test_nothing_left_to_train_is_an_error(tokenizer: Any) -> None:
-    with pytest.raises(DataError, match=r"left to train after 20 tokens; raise training\.max_len"):
-        encode(tokenizer, Completion("red " * 50, "blue", "row 1"), max_length=20)
+def test_a_given_template_takes_the_place_of_the_tokenizers_own(tokenizer: Any) -> None:
+    (row,) = encode(tokenizer, turns("say one", "one"), chat_template=BRACKETS)
+    assert tokenizer.decode(row.ids) == "[INST] say one [/INST] one <|im_end|>"
+
+
+def test_rows_of_tokens_are_taken_as_they_are(tokenizer: Any) -> None:
+    given = Tokens([5, 6, 7, 8], [True, False, True, True], "row 1")
+    (row,) = encode(tokenizer, given, train_on="all", max_length=3)
+    assert row.ids.tolist() == [5, 6, 7]
+    assert row.trained.tolist() == [False, False, True]
+    assert row.full_length == 4
+
+
+def test_the_order_is_kept_over_batches_and_kinds_of_rows(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_trainer.data.encode.BATCH_ROWS", 2)
+    samples = [Text("a", "0"), Tokens([1, 2], [True, True], "1"), Problem("what", where="2")]
+    rows = list(Encoder(tokenizer, max_length=9).encode([*samples, Text("b" * 50, "3"), *samples]))
+    assert [row.where for row in rows] == ["0", "1", "2", "3", "0", "1", "2"]
+
+
+def test_a_batch_is_bounded_in_characters_too(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_trainer.data.encode.BATCH_CHARS", 100)
+    sizes: list[int] = []
+    encoder = Encoder(Counted(tokenizer, sizes), max_length=9)
+    sizes.clear()
+    assert len(list(encoder.encode(Text("x" * 40, "row 1") for _ in range(9)))) == 9
+    assert sizes == [3, 3, 3]
+
+
+def test_a_row_that_is_too_long_loses_its_end_and_says_how_long_it_was(tokenizer: Any) -> None:
+    (row,) = encode(tokenizer, Text("red " * 50, "row 1"), max_length=20)
+    assert len(row.ids) == len(row.trained) == 20
+    assert row.full_length == len(tokenizer("red " * 50)["input_ids"]) + 1
 
 
 def test_a_template_that_refuses_a_row_is_quoted(make_tokenizer: Any) -> None:
-    chosen = make_tokenizer(STRICT)
-    with pytest.raises(RowsError, match="row 1: the chat template refuses it: user first"):
-        encode(chosen, turns("b", "c", system="a"))
+    encoder = Encoder(make_tokenizer(STRICT), max_length=20)
+    (problem,) = encoder.encode([turns("b", "c", system="a")])
+    assert isinstance(problem, Problem)
+    assert problem.text == "row 1: the chat template refuses it: user first"
 
 
 def test_turns_that_cannot_be_told_apart_are_an_error_and_no_guess() -> None:
@@ -243,10 +283,26 @@ def test_a_tokenizer_without_eos_is_refused(make_tokenizer: Any) -> None:
         encode(chosen, Text("x", "row 1"))
 
 
+class Counted:
+    """A tokenizer that notes how many texts it is given."""
+
+    def __init__(self, tokenizer: Any, sizes: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._sizes = sizes
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        self._sizes.append(len(text))
+        return self._tokenizer(text, **options)
+
+
 class WithoutOffsets:
     """A tokenizer that can't say where in the text a token comes from."""
-
-    is_fast = False
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -255,52 +311,16 @@ class WithoutOffsets:
         return getattr(self._tokenizer, name)
 
     def __call__(self, text: Any, **options: Any) -> Any:
-        return self._tokenizer(text, **{**options, "return_offsets_mapping": False})
+        return BatchEncoding({"input_ids": self._tokenizer(text, **options)["input_ids"]})
 
 
 def test_without_offsets_prefixes_give_the_same_spans(tokenizer: Any) -> None:
     rows = [turns("a", "b c", "d", "e"), Completion("The word is", " seven.", "row 2")]
-    one, other = encode(tokenizer, *rows), encode(WithoutOffsets(tokenizer), *rows)
-    assert one.examples.trained.tolist() == other.examples.trained.tolist()
+    without = encode(WithoutOffsets(tokenizer), *rows)
+    for one, other in zip(encode(tokenizer, *rows), without, strict=True):
+        assert one.trained.tolist() == other.trained.tolist()
 
 
 def test_without_offsets_a_prefix_that_does_not_hold_is_an_error(tokenizer: Any) -> None:
     with pytest.raises(DataError, match="gives no character offsets"):
         encode(WithoutOffsets(tokenizer), Completion("is ", "seven", "row 1"))
-
-
-class TestPrepare:
-    """The dataset as a whole."""
-
-    def prepare(self, root: Path, tokenizer: Any, **source: Any) -> dataset.Data:
-        spec = DatasetSource(source="file:///x", **source)
-        return dataset.prepare(root, spec, Training(), tokenizer, max_length=100)
-
-    @pytest.fixture
-    def folder(self, tmp_path: Path) -> Path:
-        (tmp_path / "a.jsonl").write_text("".join(f'{{"text": "w{i}"}}\n' for i in range(20)))
-        return tmp_path
-
-    def texts(self, tokenizer: Any, encoded: Encoded | None) -> set[str]:
-        assert encoded is not None
-        rows = (encoded.examples.row(i)[0] for i in range(len(encoded.examples)))
-        return {tokenizer.decode(ids) for ids in rows}
-
-    def test_a_share_is_held_out_by_the_seed(self, folder: Path, tokenizer: Any) -> None:
-        data = self.prepare(folder, tokenizer, eval_fraction=0.25)
-        held_out = self.texts(tokenizer, data.held_out)
-        assert len(held_out) == 5
-        assert len(self.texts(tokenizer, data.train) | held_out) == 20
-        again = self.prepare(folder, tokenizer, eval_fraction=0.25, max_samples=3)
-        assert self.texts(tokenizer, again.held_out) == held_out
-        assert len(again.train.examples) == 3
-
-    def test_a_share_that_holds_out_nothing_is_an_error(self, folder: Path, tokenizer: Any) -> None:
-        with pytest.raises(DataError, match=r"dataset.eval_fraction: 0.01 of 20 rows holds out 0"):
-            self.prepare(folder, tokenizer, eval_fraction=0.01)
-
-    def test_notes_name_files_and_losses_of_rows(self, folder: Path, tokenizer: Any) -> None:
-        (folder / "b.jsonl").write_text('{"text": "' + "red " * 300 + '"}\n')
-        notes = list(self.prepare(folder, tokenizer).notes("100 tokens (why)"))
-        assert "from a.jsonl, b.jsonl" in notes[0]
-        assert notes[1].startswith("warning: 1 training rows were longer than 100 tokens (why)")

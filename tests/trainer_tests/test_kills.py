@@ -130,3 +130,21 @@ def test_a_killed_training_ends_with_the_same_adapter(
         launchers = start(workspace, world)
         assert end(launchers) == [0] * len(launchers)
     assert adapter(workspace.output) == uninterrupted(world)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_replica_saves_and_ends_all_of_them_retryably(
+    workspace: Any, chat_rows: list[Any], uninterrupted: Any
+) -> None:
+    set_up(workspace, chat_rows)
+    launchers = start(workspace, 2)
+    wait_until(lambda: steps_done(workspace.output) >= 5, launchers)
+    began = time.monotonic()
+    launchers[1].send_signal(signal.SIGTERM)
+    assert end(launchers) == [143, 143]
+    assert time.monotonic() - began < 25
+    launchers = start(workspace, 2)
+    _, log = launchers[0].communicate(timeout=DEADLINE_S)
+    assert end(launchers[1:]) == [0]
+    assert "rank 0: resumed at step" in log
+    assert adapter(workspace.output) == uninterrupted(2)

@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llm_trainer.data.encode import Encoder
 from llm_trainer.data.examples import Examples
-from llm_trainer.data.rows import Completion
 from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks.causal import CausalObjective
@@ -18,9 +16,12 @@ from tests import tiny_models
 
 
 @pytest.fixture
-def examples(tokenizer: Any) -> Examples:
-    rows = [Completion("The word is", f" {'seven ' * (1 + i)}", f"row {i}") for i in range(5)]
-    return Encoder(tokenizer, max_length=50, train_all=False).encode(rows).examples
+def examples() -> Examples:
+    rng = np.random.default_rng(0)
+    rows = [
+        (rng.integers(3, 500, 6 + i).tolist(), [False] * 3 + [True] * (3 + i)) for i in range(5)
+    ]
+    return Examples.of(rows)
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Gemma2", "Cohere", "Granite", "GPT2"])

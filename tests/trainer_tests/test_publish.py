@@ -5,13 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llm_trainer import card, options, publish
-from llm_trainer.ranks import Ranks
-from llm_trainer.train import trainer as train
-from peftjob.errors import SpecError, UsageError
-from peftjob.training import Training
+from peftjob.errors import UsageError
 
 METRICS = {
     "steps": 3,
@@ -85,10 +81,3 @@ def test_folders_come_from_the_environment_and_arguments_win(tmp_path: Path) -> 
 def test_an_argument_is_never_abbreviated(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unrecognized arguments: --deb"):
         options.read(["--deb"], {"PEFTJOB_SPEC": job(tmp_path).spec.to_json()})
-
-
-def test_an_unknown_schedule_lists_those_that_work(tmp_path: Path) -> None:
-    alone = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
-    training = Training(lr_scheduler_type="wavy")
-    with pytest.raises(SpecError, match=r"training.lr_scheduler_type: 'wavy' .* linear, cosine"):
-        train.config(training, alone, dtype=torch.float32, output_dir=tmp_path)

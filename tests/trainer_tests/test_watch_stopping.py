@@ -67,3 +67,15 @@ def test_state_survives_a_checkpoint() -> None:
     second.update(40, 2.4)
     assert second.stop == whole.stop
     assert second.state_dict() == whole.state_dict()
+
+
+def test_the_reason_names_the_evaluation_that_was_not_beaten() -> None:
+    made = stopping(2, threshold=0.1)
+    feed(made, 3.0, 2.0, 1.95, 1.92)
+    assert made.stop
+    assert made.reason == (
+        "none of the last 2 evaluations was better by 0.1 than that of step 20 (2.0000)"
+    )
+    never = stopping(2)
+    feed(never, math.nan, math.nan)
+    assert never.reason == "none of 2 evaluations gave a loss that is a number"

@@ -1,0 +1,126 @@
+"""A base model's URI → its architecture, without its weights: config.json, or headers of files.
+
+The one module that reads for an estimate. Nothing is tried twice and no weights are fetched, so
+that an answer, or the reason for none, comes within seconds. May import architecture, spec, errors
+and provider.
+"""
+
+import json
+import os
+import struct
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peftjob import architecture
+from peftjob.architecture import Architecture, UnknownArchitectureError
+from peftjob.errors import ModelError
+from peftjob.method import Task
+from peftjob.spec import BaseModelSource
+from provider import table
+from provider.addresses import allowed_hosts
+from provider.base import RemoteFile, Request
+
+CONFIG_BYTES = 4 * 2**20
+"""No config.json is longer."""
+HEADER_BYTES = 64 * 2**20
+"""No header of a safetensors file is longer."""
+
+
+def architecture_of(
+    source: BaseModelSource,
+    *,
+    task: Task = "causal-lm",
+    labels: int = 2,
+    env: Mapping[str, str] | None = None,
+) -> Architecture:
+    """The architecture of the base model at a URI.
+
+    Args:
+        env: settings and credentials of providers; None is os.environ.
+
+    Raises:
+        SourceError: there is no such model, or it may not be read.
+        SourceUnavailableError: the source does not answer.
+        ModelError: its config.json is none, or what it describes can't be estimated.
+    """
+    files = _listing(source, os.environ if env is None else env)
+    if "config.json" not in files:
+        raise ModelError(
+            f"{source.source} can't be estimated: it has no config.json; name a folder or a "
+            "repository in the Hugging Face format"
+        )
+    config = _config(files["config.json"], source)
+    try:
+        return architecture.read(config, task=task, labels=labels)
+    except UnknownArchitectureError as unknown:
+        shapes: dict[str, list[int]] = {}
+        for path, file in files.items():
+            if path.endswith(".safetensors") and "/" not in path:
+                shapes |= _shapes(file, source)
+        if not shapes:
+            raise ModelError(
+                f"{source.source} can't be estimated: {unknown}; and it has no safetensors files "
+                "to tell its sizes from"
+            ) from unknown
+        return architecture.from_shapes(config, shapes, task=task, labels=labels)
+
+
+def _listing(source: BaseModelSource, env: Mapping[str, str]) -> dict[str, RemoteFile]:
+    with tempfile.TemporaryDirectory() as scratch:
+        request = Request(
+            uri=source.source,
+            kind="model",
+            revision=source.revision,
+            allow_private=allowed_hosts((), env),
+            env=env,
+            scratch=Path(scratch),
+        )
+        listing = table.provider_for(source.source).find(request)
+    return {file.path: file for file in listing.files}
+
+
+def _config(file: RemoteFile, source: BaseModelSource) -> dict[str, Any]:
+    try:
+        config = json.loads(_beginning(file, CONFIG_BYTES))
+    except ValueError as err:
+        raise ModelError(f"config.json of {source.source} is not JSON: {err}") from err
+    if not isinstance(config, dict):
+        raise ModelError(f"config.json of {source.source} is no JSON object")
+    return config
+
+
+def _shapes(file: RemoteFile, source: BaseModelSource) -> dict[str, list[int]]:
+    """Of the tensors in a safetensors file: its header is JSON after its length, 8 bytes."""
+    try:
+        (length,) = struct.unpack("<Q", _beginning(file, 8)[:8])
+        if length > HEADER_BYTES:
+            raise ValueError(f"a header of {length} bytes")
+        header = json.loads(_beginning(file, 8 + length)[8 : 8 + length])
+        return {
+            name: [int(size) for size in entry["shape"]]
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ModelError(
+            f"{file.path} of {source.source} is damaged: its header can't be read ({err})"
+        ) from err
+
+
+def _beginning(file: RemoteFile, size_bytes: int) -> bytes:
+    """At least so many of a file's bytes, if it has them."""
+    body = file.open(0)
+    data = bytearray()
+    chunks = iter(body.chunks)
+    try:
+        for chunk in chunks:
+            data += chunk
+            if len(data) >= size_bytes:
+                break
+    finally:
+        close = getattr(chunks, "close", None)
+        if close is not None:
+            close()
+    return bytes(data)

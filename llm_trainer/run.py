@@ -56,7 +56,9 @@ def _train(job: Job, ranks: Ranks, started: float) -> Trained:
             loop = setup.loop(job, parts, ranks, sinks, state)
         _say(loop, ranks)
         loop.run()
-    trained = Trained(metrics=_metrics(loop), timings=_timings(loop, ranks, started))
+    trained = Trained(
+        metrics={**_metrics(loop), **parts.facts}, timings=_timings(loop, ranks, started)
+    )
     with ranks.together():
         if ranks.is_main:
             publish.save(job, parts.model, trained)

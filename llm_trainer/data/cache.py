@@ -70,7 +70,8 @@ def manifest_digests(manifest: Path | None) -> dict[str, tuple[int, str]]:
 def of_tokenizer(tokenizer: Any) -> str:
     """Of all that decides a tokenizer's tokens, however it was loaded."""
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    parts: list[Any] = [type(tokenizer).__name__, special]
+    splits = bool(getattr(tokenizer, "split_special_tokens", False))
+    parts: list[Any] = [type(tokenizer).__name__, special, splits]
     if tokenizer.is_fast:
         parts.append(tokenizer.backend_tokenizer.to_str())
     else:

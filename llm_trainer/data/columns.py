@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from llm_trainer.data.fields import one_line
 from llm_trainer.data.read import Row
 from peftjob.errors import DataError
 
@@ -47,7 +48,7 @@ class Columns:
         theirs = self.mapping[ours]
         raise DataError(
             f"dataset.columns: {ours} is mapped to {theirs!r}, but {self.file} has no such column; "
-            f"{_advice(theirs, self._seen)}"
+            f"{one_line(_advice(theirs, self._seen))}"
         )
 
 

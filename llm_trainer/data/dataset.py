@@ -138,7 +138,7 @@ def prepare(
         return cache.stored(cache_dir, digest, write)
 
     store = tokenise(selection.train)
-    train, held_out = _divide(len(store), selection, source, training.seed)
+    train, held_out = divide(len(store), selection, source, training.seed)
     parts = [_part(store, train, selection.train, root, max_length)]
     highest = int(store.facts["highest_id"])
     if held_out is not None:
@@ -155,7 +155,7 @@ def prepare(
     )
 
 
-def _divide(
+def divide(
     count: int, selection: Selection, source: DatasetSource, seed: int
 ) -> tuple[Indices | None, Indices | None]:
     """Which rows are trained on, None for all; and which of the same files are held out."""

@@ -7,14 +7,14 @@ always trained: without it a tuned model does not learn to stop.
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_trainer.data import marks
-from llm_trainer.data.chat import ChatTemplate, Span, SpanError
+from llm_trainer.data.chat import ChatTemplate, Span, SpanError, TrainOn
 from llm_trainer.data.read import Problem
 from llm_trainer.data.rows import Completion, Conversation, Instruction, Sample, Text, Tokens
 from peftjob.errors import DataError, ModelError
@@ -23,8 +23,6 @@ BATCH_ROWS = 512
 """Rows given to the tokenizer at once: enough for all cores."""
 BATCH_CHARS = 1 << 20
 """Characters, so that long documents don't fill the memory: a token takes 100 bytes on its way."""
-
-TrainOn = Literal["completion", "last", "all"]
 
 
 @dataclass(frozen=True)
@@ -150,13 +148,8 @@ class Encoder:
                 "template; set base_model.chat_template, or use a model that has one or rows of "
                 "prompt and completion"
             )
-        if self._train_on == "last":
-            turns = (i for i, m in enumerate(sample.messages) if m["role"] == "assistant")
-            sample = replace(sample, trained_from=max(turns, default=0))
-        rendered = self._chat.render(sample)
-        whole = ((0, len(rendered.text)),)
-        spans = whole if self._train_on == "all" else rendered.spans
-        return _Source(sample.where, rendered.text, spans, False, rendered.open_end)
+        rendered = self._chat.render(sample, self._train_on)
+        return _Source(sample.where, rendered.text, rendered.spans, False, rendered.open_end)
 
     def _as_turns(self, sample: Instruction) -> Conversation | Completion:
         """A chat, as the server will be asked; without a template, the form Alpaca made known."""

@@ -2,10 +2,12 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 _SHOWN_CHARACTERS = 40
+_UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]")
 
 
 class FieldError(Exception):
@@ -116,5 +118,9 @@ def show(value: Any) -> str:
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
     if len(text) > _SHOWN_CHARACTERS:
         text = text[: _SHOWN_CHARACTERS - 3] + "…" + text[0]
-    # A lone surrogate could not be printed either.
-    return text.encode(errors="backslashreplace").decode()
+    return text
+
+
+def one_line(text: str) -> str:
+    """`text` without what breaks a line, or can't be printed: names of columns hold anything."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 
 from llm_trainer.data import tables
+from llm_trainer.data.fields import one_line
 from llm_trainer.data.json_stream import VALUE_LIMIT, BrokenJsonError, Values
 from llm_trainer.data.signature import wrong_kind
 
@@ -31,7 +32,7 @@ class Problem:
     @property
     def text(self) -> str:
         """The line to show: where: field: what is wrong."""
-        return ": ".join(part for part in (self.where, self.field, self.what) if part)
+        return one_line(": ".join(part for part in (self.where, self.field, self.what) if part))
 
 
 Row = dict[str, Any]
@@ -171,6 +172,9 @@ def _read_csv(path: Path) -> Numbered:
         reader = csv.reader(_text_lines(file), strict=True)
         header = next(reader, [])
         for name in header:
+            if (wrong := _wrong_text(name)) is not None:
+                yield 0, Problem(f"{wrong} in its header")
+                return
             if header.count(name) > 1:
                 yield 0, Problem(f"names the column {name!r} twice in its header")
                 return
@@ -192,23 +196,25 @@ def _csv_row(header: list[str], values: list[str]) -> Row | Problem:
             f"has {len(values)} fields, the header {len(header)}; quote a field that has a comma"
         )
     for name, value in zip(header, values, strict=True):
-        if "\0" in value:
-            return Problem(f"byte {value.index(chr(0))} is NUL", name)
-        if not value.isascii():
-            try:
-                value.encode()
-            except UnicodeEncodeError as err:
-                byte = ord(value[err.start]) & 0xFF
-                return Problem(f"is not UTF-8 (0x{byte:02x} at {err.start})", name)
+        if (wrong := _wrong_text(value)) is not None:
+            return Problem(wrong, name)
     return dict(zip(header, values, strict=True))
+
+
+def _wrong_text(value: str) -> str | None:
+    if "\0" in value:
+        return f"has a NUL byte at {value.index(chr(0))}"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as err:
+            return f"is not UTF-8 (byte 0x{ord(value[err.start]) & 0xFF:02x} at {err.start})"
+    return None
 
 
 def _read_table(path: Path) -> Numbered:
     for number, row in enumerate(tables.rows(path), start=1):
-        yield (
-            number,
-            row if isinstance(row, dict) else Problem("is not UTF-8", row.column),
-        )
+        yield number, row if isinstance(row, dict) else Problem("is not UTF-8", row.column)
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {

@@ -111,32 +111,26 @@ def samples(
         raise DataError(f"{', '.join(names)} has no rows" if names else "there are no files")
 
 
-def load(paths: Iterable[Path], root: Path, source: DatasetSource | None = None) -> list[Sample]:
-    """All of a stream's samples.
-
-    Raises:
-        RowsError: with every row that can't be trained on.
-    """
-    found = list(samples(paths, root, source or DatasetSource(source="file:///")))
-    problems = [item.text for item in found if isinstance(item, Problem)]
-    if problems:
-        raise RowsError(problems, len(problems), len(found))
-    return [item for item in found if not isinstance(item, Problem)]
-
-
 def _samples(
     path: Path, name: str, mapping: Mapping[str, str], vocab_size: int | None
 ) -> Iterator[Sample | Problem]:
     columns = Columns(mapping, name)
     make: _Make | None = None
+    refused: dict[tuple[str, ...], str] = {}
     for number, row in read(path):
         where = f"{name} row {number}" if number else name
         if isinstance(row, Problem):
             yield replace(row, where=where)
             continue
+        renamed = columns.rename(row)
+        make = make or _shape(renamed, columns, vocab_size)
+        if make is None:
+            # The whole advice once for rows of the same columns.
+            before = refused.setdefault(tuple(renamed), where)
+            what = _unknown(renamed) if before == where else f"has the same columns as {before}"
+            yield Problem(what, where=where)
+            continue
         try:
-            renamed = columns.rename(row)
-            make = make or _shape(renamed, columns, vocab_size)
             yield make(renamed, where)
         except FieldError as err:
             yield Problem(err.what, err.field, where)
@@ -148,7 +142,7 @@ def _samples(
 _Make = Callable[[Row, str], Sample]
 
 
-def _shape(row: Row, columns: Columns, vocab_size: int | None) -> _Make:
+def _shape(row: Row, columns: Columns, vocab_size: int | None) -> _Make | None:
     # A mapping says which shape is meant where a row has the columns of several.
     ranked = sorted(_SHAPES, key=lambda shape: not set(shape).intersection(columns.mapping))
     for needed in ranked:
@@ -156,18 +150,18 @@ def _shape(row: Row, columns: Columns, vocab_size: int | None) -> _Make:
         if all(column in row for column in needed):
             make = _SHAPES[needed]
             return partial(_tokens, vocab_size=vocab_size) if make is None else make
-    raise FieldError("", _unknown(row))
+    return None
 
 
 def _unknown(row: Row) -> str:
-    has = ", ".join(map(str, row)) or "nothing"
+    has = ", ".join(map(str, row))[:200] or "nothing"
     why = "from which no training text can be made"
     if "chosen" in row and "rejected" in row:
         why = "pairs of a preference, which this training does not take"
     return (
-        f"has the columns {has[:200]}, {why}; the shapes that work are: messages (a list of role "
-        "and content), conversations (a list of from and value), prompt and completion, "
-        "instruction and output (and input), input_ids (and labels), text; name your columns in "
+        f"has the columns {has}, {why}; the shapes that work are: messages (a list of role and "
+        "content), conversations (a list of from and value), prompt and completion, instruction "
+        "and output (and input), input_ids (and labels), text; name your columns in "
         "dataset.columns, as in prompt: question"
     )
 

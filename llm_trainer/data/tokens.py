@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llm_trainer.data.examples import IGNORED
 from llm_trainer.data.fields import FieldError, required, show
 
-IGNORED_LABEL = -100
 _LARGEST_ID = 2**31 - 1
 _MASKS = ("completion_mask", "assistant_masks")
 
@@ -65,13 +65,13 @@ def _labelled(row: Mapping[str, Any], ids: Sequence[int]) -> list[bool]:
     labels = _numbers(row, "labels")
     _same_length("labels", labels, len(ids))
     for i, (label, token) in enumerate(zip(labels, ids, strict=True)):
-        if label not in (IGNORED_LABEL, token):
+        if label not in (IGNORED, token):
             raise FieldError(
                 f"labels[{i}]",
-                f"is {show(label)}, neither {IGNORED_LABEL} (not trained) nor the token there, "
+                f"is {show(label)}, neither {IGNORED} (not trained) nor the token there, "
                 f"{token}; labels are not shifted",
             )
-    return [label != IGNORED_LABEL for label in labels]
+    return [label != IGNORED for label in labels]
 
 
 def _mask(row: Mapping[str, Any], column: str, length: int) -> list[bool]:

@@ -1,8 +1,8 @@
 """Everything that a loop needs, made of a job, its model and its objective."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from peft import PeftModel
@@ -56,6 +56,8 @@ class Parts:
     rounds: Callable[[int], int] | None = None
     """As the loop has it."""
     samples: Samples | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the card and the image should know beside the metrics."""
 
 
 def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None) -> Loop:

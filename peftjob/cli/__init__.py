@@ -12,10 +12,11 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from peftjob.cli import estimate, jobs, serve, train
+from peftjob.cli import data, estimate, jobs, serve, train
 from peftjob.errors import run_main
 
 EPILOG = """examples:
+  peftjob data check train.jsonl --model models/tiny
   peftjob estimate --model hf://org/name --gpu A10 --set method.type=qlora
   peftjob train --local --name docs --model file:///models/tiny --dataset file:///data/train.jsonl
   peftjob train -f job.yaml --set training.learning_rate=1e-3 --dry-run
@@ -23,7 +24,7 @@ EPILOG = """examples:
   peftjob serve docs --local && peftjob ask docs "What is a Pod?" --local
 """
 
-VERBS = (estimate, train, jobs, serve)
+VERBS = (data, estimate, train, jobs, serve)
 """In the order of --help."""
 
 

@@ -78,13 +78,11 @@ class Bench:
 
     def losses(self) -> Report:
         """The same curves?"""
-        short = self.inputs.short
-        made = curves.measure(
-            self.inputs.model, short, self.contenders, cache=self.folder / "cache"
-        )
+        data = self.inputs.shorter
+        made = curves.measure(self.inputs.model, data, self.contenders, cache=self.folder / "cache")
         rows = [(name, *(f"{loss:.4f}" for loss in losses)) for name, losses in made.items()]
         steps = [f"step {i + 1}" for i in range(curves.STEPS)]
-        self.console.print(table((f"loss of {short.rows} rows", *steps), rows))
+        self.console.print(table((f"loss of {data.rows} rows", *steps), rows))
         return {
             "loss_difference_trl": curves.difference(made, "ours", "trl"),
             "loss_difference_trl_packing": curves.difference(made, "ours", "trl_packing"),
@@ -95,7 +93,7 @@ class Bench:
         if "ours" not in self.contenders:
             return {"start_to_first_step_s": None, "start_phases_s": None}
         work = Work(
-            model=self.inputs.model, rows=self.inputs.short.path, steps=1, output=self.folder
+            model=self.inputs.model, rows=self.inputs.small.path, steps=1, output=self.folder
         )
         made = [
             start.measure(replace(work, output=self.folder / f"start-{i}"))

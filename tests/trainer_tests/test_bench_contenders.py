@@ -301,7 +301,7 @@ class TestOurs:
             for other in ("trl", "trl_packing"):
                 difference = curves.difference(made, "ours", other)
                 assert difference is not None
-                assert difference < 2e-3
+                assert difference < 5e-3
 
     @pytest.mark.slow
     def test_a_process_measures_again_and_again_with_the_same_result(

@@ -52,11 +52,13 @@ def measure(work: Work) -> Start:
 
 
 def imports(work: Work) -> dict[str, float]:
-    """Seconds in imports of both processes, by top-level package, the slowest first."""
+    """Seconds in imports until the first step, by top-level package, the slowest first."""
+    lines = _run(work, PYTHONPROFILEIMPORTTIME="1")
+    end = next(at for at, line in lines if PHASES[-1][1].search(line))
     microseconds: Counter[str] = Counter()
-    for _, line in _run(work, PYTHONPROFILEIMPORTTIME="1"):
+    for at, line in lines:
         found = _IMPORT.search(line)
-        if found:
+        if found and at <= end:
             microseconds[found[2]] += int(found[1])
     shown = microseconds.most_common(SHOWN_PACKAGES)
     rest = microseconds.total() - sum(count for _, count in shown)

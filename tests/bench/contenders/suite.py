@@ -73,22 +73,25 @@ class Inputs:
     first_batch: Data
     """As many of the instructions as the stock trainer takes at once."""
     chats: Data
-    short: Data
-    """A few short instructions."""
+    shorter: Data
+    """The instructions without the few that are most of what padding costs."""
+    small: Data
+    """Eight short instructions."""
 
     @classmethod
     def write(cls, folder: Path, *, quick: bool) -> "Inputs":
         """Make them; a few rows of each if `quick`."""
         rows = workload.instructions(12, 900, 470) if quick else workload.instructions()
         chats = workload.chats(6, 900) if quick else workload.chats()
-        short = sorted(rows, key=lambda row: len(row["prompt"] + row["completion"]))
+        by_length = sorted(rows, key=lambda row: len(row["prompt"] + row["completion"]))
         return cls(
             model=workload.write_model(folder / "model", workload.REFERENCE),
             wide=workload.write_model(folder / "wide", workload.WIDE),
             instructions=Data.write(folder / "instructions.jsonl", rows),
             first_batch=Data.write(folder / "first-batch.jsonl", rows[: stock.BATCH]),
             chats=Data.write(folder / "chats.jsonl", chats),
-            short=Data.write(folder / "short.jsonl", short[: len(rows) // 3]),
+            shorter=Data.write(folder / "shorter.jsonl", by_length[: len(rows) * 5 // 6]),
+            small=Data.write(folder / "small.jsonl", by_length[:8]),
         )
 
 

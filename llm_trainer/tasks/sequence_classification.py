@@ -1,0 +1,164 @@
+"""Sequence classification: a label for a text, or for a pair of texts.
+
+Rows have `text` (or `sentence`), perhaps `text_pair`, and `label`: a number from 0, a name, or,
+where the spec's num_labels is 1, any number to be predicted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from torch import nn
+from transformers import AutoModelForSequenceClassification
+
+from llm_trainer.data.fields import FieldError, required, show, string
+from llm_trainer.data.read import Problem, Row
+from llm_trainer.model import load
+from llm_trainer.options import Job
+from llm_trainer.ranks import Ranks
+from llm_trainer.tasks import labelled
+from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Sample
+from llm_trainer.train.objective import Batch, Indices, Rows, Score
+from llm_trainer.train.setup import Parts
+from peftjob.estimate import Device
+
+COLUMNS = ("text", "sentence", "text_pair", "label")
+
+
+def read(job: Job) -> LabelledData:
+    """The dataset's rows, tokenised."""
+    regression = job.spec.num_labels == 1
+    found = labelled.read_samples(
+        job, known=COLUMNS, label="label", check=partial(_check, regression=regression)
+    )
+    names: tuple[str, ...] = ()
+    if not regression:
+        names = labelled.label_names(
+            [sample.fields["label"] for sample in found.train],
+            known=found.class_names,
+            wanted=job.spec.num_labels,
+            field="label",
+        )
+    tokenizer = load.load_tokenizer(job.model_dir)
+    limit, reason = labelled.length_limit(job)
+    train, cut = _tokenise(found.train, names, tokenizer, limit)
+    held_out, cut_too = _tokenise(found.held_out, names, tokenizer, limit)
+    return LabelledData(
+        train=train,
+        held_out=held_out if found.held_out else None,
+        names=names,
+        tokenizer=tokenizer,
+        cut=cut + cut_too,
+        limit=reason,
+        files=found.files,
+    )
+
+
+def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
+    """The model with a head for the labels, and its loss."""
+    model, chosen = labelled.build_model(
+        job,
+        data,
+        ranks,
+        least,
+        model_class=AutoModelForSequenceClassification,
+        task_type="SEQ_CLS",
+    )
+    objective = SequenceObjective(
+        train=data.train,
+        held_out=data.held_out,
+        pad_id=labelled.pad_id(data.tokenizer),
+        regression=not data.names,
+        label_smoothing=job.spec.training.label_smoothing_factor,
+    )
+    return Parts(
+        model=model,
+        objective=objective,
+        micro_batch_tokens=chosen.micro_batch_tokens,
+        packed=False,
+        facts={"labels": list(data.names)},
+    )
+
+
+def _check(row: Row, *, regression: bool) -> Row:
+    column = "text" if "text" in row or "sentence" not in row else "sentence"
+    kept: Row = {"text": string(row, column)}
+    if row.get("text_pair") is not None:
+        kept["text_pair"] = string(row, "text_pair")
+    value = required(row, "label")
+    if not regression:
+        return {**kept, "label": labelled.checked_label(value, "label")}
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if isinstance(value, bool) or not np.isfinite(number):
+        raise FieldError("label", f"is {show(value)}, not a number, which num_labels 1 asks for")
+    return {**kept, "label": number}
+
+
+def _tokenise(
+    samples: Sequence[Sample], names: tuple[str, ...], tokenizer: Any, limit: int
+) -> tuple[LabelledRows, int]:
+    labels: list[float] = []
+    problems = []
+    for sample in samples:
+        value = sample.fields["label"]
+        try:
+            labels.append(labelled.as_number(value, names, "label") if names else value)
+        except FieldError as err:
+            problems.append(Problem(err.what, err.field, sample.where))
+    labelled.raise_problems(problems, len(labels))
+    ids, types, cut = [], [], 0
+    for sample in samples:
+        pair = sample.fields.get("text_pair")
+        made = tokenizer(sample.fields["text"], pair, truncation=False, verbose=False)
+        if len(made["input_ids"]) > limit:
+            cut += 1
+            made = tokenizer(sample.fields["text"], pair, truncation=True, max_length=limit)
+        ids.append(made["input_ids"])
+        types.append(made.get("token_type_ids"))
+    count = len(ids)
+    rows = LabelledRows(
+        ids=ids,
+        labels=labels,
+        origins=[sample.where for sample in samples],
+        lengths=np.array([len(row) for row in ids], np.int64),
+        targets=np.ones(count, np.int64),
+        types=types if types and types[0] is not None else None,
+    )
+    return rows, cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceObjective:
+    """The cross entropy of the labels, or the squared error of the numbers."""
+
+    train: Rows
+    held_out: Rows | None
+    pad_id: int
+    regression: bool
+    label_smoothing: float = 0.0
+
+    def batch(self, rows: Rows, indices: Indices) -> Batch:
+        """Padded rows, and (rows,) labels; without rows, one that has none."""
+        assert isinstance(rows, LabelledRows)
+        labels = [rows.labels[int(i)] for i in indices]
+        dtype = torch.float32 if self.regression else torch.int64
+        return {**rows.padded(indices, self.pad_id), "labels": torch.tensor(labels, dtype=dtype)}
+
+    def score(self, model: nn.Module, batch: Batch, *, accuracy: bool = False) -> Score:
+        """Summed over the rows."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        labels = batch["labels"]
+        logits = model(**inputs).logits.float()[: len(labels)]
+        if self.regression:
+            return Score((logits[:, 0] - labels).square().sum())
+        loss = F.cross_entropy(
+            logits, labels, reduction="sum", label_smoothing=self.label_smoothing
+        )
+        return Score(loss, (logits.argmax(-1) == labels).sum() if accuracy else None)

@@ -78,20 +78,20 @@ def plain(value: Any, field: str) -> Any:
     return value
 
 
-def objects(row: Mapping[str, Any], column: str) -> list[dict[str, Any]]:
-    """The column's list of objects, or the one that its text holds: CSV has no lists.
+def objects(value: Any, field: str) -> list[dict[str, Any]]:
+    """`value` as a list of objects, or the one that its text holds: CSV has no lists.
 
     Raises:
-        FieldError: it has none, or an empty one.
+        FieldError: it is none, or an empty one.
     """
-    value = parsed(required(row, column), column, "a list of objects")
+    value = parsed(value, field, "a list of objects")
     if not isinstance(value, list):
-        raise FieldError(column, f"is {show(value)}, not a list of objects")
+        raise FieldError(field, f"is {show(value)}, not a list of objects")
     if not value:
-        raise FieldError(column, "is empty")
+        raise FieldError(field, "is empty")
     for i, item in enumerate(value):
         if not isinstance(item, dict):
-            raise FieldError(f"{column}[{i}]", f"is {show(item)}, not an object")
+            raise FieldError(f"{field}[{i}]", f"is {show(item)}, not an object")
     return value
 
 

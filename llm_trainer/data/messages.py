@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm_trainer.data.fields import FieldError, encodable, objects, parsed, plain, show
+from llm_trainer.data.fields import FieldError, encodable, objects, parsed, plain, required, show
 
 Message = dict[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -28,7 +28,7 @@ def messages(row: Mapping[str, Any], column: str) -> tuple[Message, ...]:
     """
     return tuple(
         _message(item, f"{column}[{i}]") if "from" not in item else _shared(item, f"{column}[{i}]")
-        for i, item in enumerate(objects(row, column))
+        for i, item in enumerate(objects(required(row, column), column))
     )
 
 
@@ -54,7 +54,7 @@ def tools(row: Mapping[str, Any]) -> tuple[Any, ...] | None:
         return None
     if not parsed(value, "tools", "a list of objects"):
         return None
-    found = objects(row, "tools")
+    found = objects(value, "tools")
     for i, tool in enumerate(found):
         plain(tool, f"tools[{i}]")
     return tuple(found)
@@ -114,8 +114,9 @@ def _parts(parts: list[Any], path: str) -> str:
 
 
 def _tool_calls(message: Message, path: str) -> list[dict[str, Any]]:
-    calls = objects(message, "tool_calls") if message["tool_calls"] != [] else []
-    return [_tool_call(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(calls)]
+    field = f"{path}.tool_calls"
+    calls = objects(message["tool_calls"], field)
+    return [_tool_call(call, f"{field}[{i}]") for i, call in enumerate(calls)]
 
 
 def _tool_call(call: dict[str, Any], path: str) -> dict[str, Any]:

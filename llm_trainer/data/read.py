@@ -137,9 +137,13 @@ def _read_json(path: Path) -> Numbered:
 def _has_an_object_a_line(path: Path) -> bool:
     """As many .json files do: the first line is a row by itself."""
     with path.open("rb") as file:
+        # A list may be a line of any length.
+        if not file.read(_LOOK_AHEAD).removeprefix(_BOM).lstrip().startswith(b"{"):
+            return False
+        file.seek(0)
         lines = (line for line in _lines(file) if line.strip())
         first = next(lines, b"")
-        if not first.lstrip().startswith(b"{") or not isinstance(value := _parse(first), dict):
+        if not isinstance(value := _parse(first), dict):
             return False
         wraps = len(value) == 1 and _LIST_IN_OBJECT.match(first.decode().strip())
         return not wraps or next(lines, None) is not None

@@ -22,7 +22,7 @@ from llm_trainer.data.examples import IGNORED
 from llm_trainer.fast.documents import BOUNDS
 from llm_trainer.train.objective import Batch, Score
 
-CHUNK = 1024
+CHUNK = 256
 """Positions whose logits exist at once: enough for a matrix product to run at its full rate."""
 
 

@@ -20,6 +20,7 @@ _METHODS = {
 }
 _ALWAYS = ("r", "lora_alpha", "bits", "num_virtual_tokens")
 """Fields of a method that are told even where they have their defaults."""
+SHOWN_LABELS = 20
 _PIPELINES: dict[Task, str] = {
     "causal-lm": "text-generation",
     "sequence-classification": "text-classification",
@@ -53,7 +54,7 @@ def render(job: Job, metrics: Mapping[str, Any], *, picture: str | None = None) 
         _training(job, metrics),
         _results(job, metrics, picture),
         _samples(metrics.get("samples") or ()),
-        _usage(job),
+        _usage(job, metrics.get("labels") or ()),
     ]
     return "\n".join(line for section in sections for line in section)
 
@@ -105,6 +106,8 @@ def _training(job: Job, metrics: Mapping[str, Any]) -> Iterator[str]:
     yield "|---|---|"
     yield f"| Dataset | `{dataset.source}`{_at(dataset.revision)} |"
     yield f"| Task | {spec.task} |"
+    if labels := metrics.get("labels"):
+        yield f"| Labels | {escape(', '.join(labels[:SHOWN_LABELS]))}{_more(labels)} |"
     yield f"| Method | {escape(method_line(spec.method))} |"
     yield f"| Learning rate | {training.learning_rate:g}, {escape(training.lr_scheduler_type)} |"
     yield f"| Optimiser | {escape(training.optim)} |"
@@ -166,21 +169,28 @@ def _samples(samples: Sequence[Mapping[str, str]]) -> Iterator[str]:
     yield ""
 
 
-def _usage(job: Job) -> Iterator[str]:
+def _usage(job: Job, labels: Sequence[str]) -> Iterator[str]:
     task = job.spec.task
     yield "## Use"
     yield ""
     yield "```python"
+    # A base model knows nothing of the labels that its new head was trained for.
+    options = ", id2label=dict(enumerate(labels))" if labels else ""
+    load = ["import json", ""] if labels else []
+    told = (
+        ['labels = json.load(open("path/to/this/folder/peftjob.json"))["metrics"]["labels"]']
+        if labels
+        else []
+    )
     if task in _LOADED_BY:
-        yield f"from peft import {_LOADED_BY[task]}"
-        yield ""
-        yield f'model = {_LOADED_BY[task]}.from_pretrained("path/to/this/folder")'
+        loader = _LOADED_BY[task]
+        yield from (*load, f"from peft import {loader}", "", *told)
+        yield f'model = {loader}.from_pretrained("path/to/this/folder"{options})'
     else:
         base, name = _BASES[task], lineage.base_model(job).name
-        yield "from peft import PeftModel"
-        yield f"from transformers import {base}"
-        yield ""
-        yield f"base = {base}.from_pretrained({name!r})"
+        yield from (*load, "from peft import PeftModel", f"from transformers import {base}", "")
+        yield from told
+        yield f"base = {base}.from_pretrained({name!r}{options})"
         yield 'model = PeftModel.from_pretrained(base, "path/to/this/folder")'
     yield "```"
     yield ""
@@ -195,6 +205,10 @@ def escape(text: str) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else form.format(value)
+
+
+def _more(labels: Sequence[str]) -> str:
+    return f" and {len(labels) - SHOWN_LABELS} more" if len(labels) > SHOWN_LABELS else ""
 
 
 def _plain(value: Any) -> str:

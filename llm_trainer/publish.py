@@ -23,7 +23,7 @@ ADAPTER_DIR = "adapter"
 PENDING_FILE = ".peftjob-trained.json"
 """Beside the adapter while it waits to be published: what was measured. Never published itself."""
 LINEAGE_FILE = "peftjob.json"
-_TOKENIZER_FILES = (
+_INPUT_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -34,6 +34,7 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
 )
 
 
@@ -64,7 +65,7 @@ def save(job: Job, model: Any, trained: Trained) -> Path:
         "revision": base.revision,
     }
     _write_json(beside / "adapter_config.json", config)
-    for name in _TOKENIZER_FILES:
+    for name in _INPUT_FILES:
         if (job.model_dir / name).is_file():
             shutil.copyfile(job.model_dir / name, beside / name)
     records = lines.read(job.output_dir)

@@ -20,7 +20,7 @@ SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".arrow")
 _STATE = "state.json"
 _DICT = "dataset_dict.json"
 _NOT_DATA = ("dataset_info.json", "dataset_infos.json", _DICT, _STATE)
-_EVAL_SPLITS = ("eval", "validation", "test")
+EVAL_SPLITS = ("eval", "validation", "test")
 _ALIASES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test", "eval")}
 """Names under which the hub's own rules find a split in file names."""
 
@@ -51,16 +51,16 @@ def select(root: Path, source: DatasetSource) -> Selection:
     saved = _saved_splits(root)
     if saved is not None:
         return _of_saved(saved, source)
-    found = _data_files(root)
+    found = data_files(root)
     if not found:
         raise DataError(
             f"no data files in {root}; it holds {_listing(root)}; what can be read are "
             f"{', '.join(SUFFIXES)} and folders of datasets' save_to_disk"
         )
-    held_out = _matching(root, found, source.eval_files, "eval_files")
-    train = _matching(root, found, source.files, "files") if source.files else found
+    held_out = matching(root, found, source.eval_files, "eval_files")
+    train = matching(root, found, source.files, "files") if source.files else found
     train = [path for path in train if path not in held_out]
-    name, start, stop = _parse_split(source.split)
+    name, start, stop = parse_split(source.split)
     if name is not None and not source.files:
         train = _of_split(root, train, name)
     if not train:
@@ -71,7 +71,8 @@ def select(root: Path, source: DatasetSource) -> Selection:
     return Selection(tuple(train), tuple(held_out), start, stop)
 
 
-def _data_files(root: Path) -> list[Path]:
+def data_files(root: Path) -> list[Path]:
+    """Every file of rows in the folder and its folders, sorted."""
     found = []
     for path in root.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
@@ -92,7 +93,12 @@ def _listing(root: Path) -> str:
     return (", ".join(names[:5]) + (" and others" if len(names) > 5 else "")) or "nothing"
 
 
-def _matching(root: Path, found: Sequence[Path], globs: Sequence[str], field: str) -> list[Path]:
+def matching(root: Path, found: Sequence[Path], globs: Sequence[str], field: str) -> list[Path]:
+    """Those of the found files that the globs of DatasetSource's `field` mean.
+
+    Raises:
+        DataError: a glob matches nothing.
+    """
     chosen: list[Path] = []
     for glob in globs:
         hits = [path for path in found if _matches(path.relative_to(root), glob)]
@@ -110,8 +116,12 @@ def _matches(path: Path, glob: str) -> bool:
     return path.match(glob) or fnmatch(str(path), glob.replace("**/", "*"))
 
 
-def _parse_split(split: str | None) -> tuple[str | None, str | None, str | None]:
-    """`train[10%:500]` → name, start, stop, as `datasets` writes them."""
+def parse_split(split: str | None) -> tuple[str | None, str | None, str | None]:
+    """`train[10%:500]` → name, start, stop, as `datasets` writes them.
+
+    Raises:
+        DataError: it is written in another way.
+    """
     if split is None:
         return None, None, None
     match = re.fullmatch(r"([\w.-]+)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
@@ -184,13 +194,13 @@ def _field(path: Path, name: str) -> list[Any]:
 
 
 def _of_saved(splits: dict[str, tuple[Path, ...]], source: DatasetSource) -> Selection:
-    name, start, stop = _parse_split(source.split)
+    name, start, stop = parse_split(source.split)
     name = name or ("train" if "train" in splits else next(iter(splits), "train"))
     if name not in splits:
         there = ", ".join(splits) or "none at all"
         raise DataError(f"dataset.split: there is no {name!r}; there are {there}")
     # The stock trainer evaluates on a split of this name too.
-    held_out = next((s for s in _EVAL_SPLITS if s in splits and s != name), None)
+    held_out = next((s for s in EVAL_SPLITS if s in splits and s != name), None)
     if source.eval_fraction or held_out is None:
         return Selection(splits[name], (), start, stop)
     return Selection(splits[name], splits[held_out], start, stop)

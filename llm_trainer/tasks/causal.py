@@ -1,10 +1,8 @@
 """Causal language models: every token that the model should say is predicted from those before."""
 
 import logging
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,16 +12,16 @@ from llm_trainer.data.dataset import Data
 from llm_trainer.data.examples import Examples
 from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.fast.prepare import prepare
-from llm_trainer.model import adapter, load, methods
+from llm_trainer.model import load, methods
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
-from llm_trainer.train import fit, noise, parallel
+from llm_trainer.tasks.adapted import load_adapted
+from llm_trainer.tasks.texts import length_limit, pad_id
 from llm_trainer.train.collate import collate
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from llm_trainer.watch.samples import Samples
 from peftjob.estimate import Device
-from peftjob.method import QLora
 
 log = logging.getLogger("llm_trainer")
 
@@ -46,66 +44,43 @@ def read(job: Job) -> CausalData:
     """The dataset's rows as tokens, each marked as trained or not."""
     spec, training = job.spec, job.spec.training
     tokenizer = load.load_tokenizer(job.model_dir)
-    positions = load.positions(job.model_dir) or sys.maxsize
-    max_length = min(training.max_length, positions)
-    reason = "training.max_length" if max_length < positions else "the base model's positions"
+    max_length, limit = length_limit(job)
     data = dataset.prepare(
         job.dataset_dir, spec.dataset, training, tokenizer, max_length=max_length
     )
-    return CausalData(data=data, tokenizer=tokenizer, limit=f"{max_length} tokens ({reason})")
+    return CausalData(data=data, tokenizer=tokenizer, limit=limit)
 
 
 def build(job: Job, data: CausalData, ranks: Ranks, least: Device) -> Parts:
     """The base model with its adapter, fast where that is proven, and its loss."""
-    spec, training, rows = job.spec, job.spec.training, data.data
-    dtype = load.choose_dtype(training.dtype, ranks.device)
-    chosen = fit.choose(
-        spec,
-        job.model_dir,
-        device=least,
-        processes=ranks.world_size,
-        rows=rows.train,
-        dtype=dtype,
+    training, rows = job.spec.training, data.data
+    made = load_adapted(
+        job,
+        rows.train,
+        ranks,
+        least,
+        check=lambda base: load.check_vocabulary(base, rows.highest_id),
     )
-    log.info(chosen.note)
-    shards = chosen.parallel == "fsdp" and ranks.world_size > 1
-    device = load.CPU if shards else ranks.device
-    base = load.load_base(
-        job.model_dir,
-        dtype,
-        device=device,
-        quantisation=spec.method if isinstance(spec.method, QLora) else None,
-    )
-    load.check_vocabulary(base, rows.highest_id)
-    model = adapter.add_adapter(base, spec.method)
-    model.to(device)
     prepared = prepare(
-        model,
-        packs=methods.packs(spec.method),
+        made.model,
+        packs=methods.packs(job.spec.method),
         label_smoothing=training.label_smoothing_factor,
         note=log.info,
     )
-    if chosen.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    if training.neftune_noise_alpha is not None:
-        noise.install(model.get_input_embeddings(), training.neftune_noise_alpha)
-    if shards:
-        parallel.shard(model, ranks)
     objective = CausalObjective(
         train=rows.train,
         held_out=rows.held_out,
         target_loss=prepared.target_loss,
-        pad_id=_pad_id(data.tokenizer),
+        pad_id=pad_id(data.tokenizer),
         packed=prepared.packed,
     )
-    positions = load.positions(job.model_dir)
     return Parts(
-        model=model,
+        model=made.model,
         objective=objective,
-        micro_batch_tokens=chosen.micro_batch_tokens,
+        micro_batch_tokens=made.fit.micro_batch_tokens,
         packed=prepared.packed,
-        rounds=partial(parallel.rounds, ranks) if shards else None,
-        samples=Samples.of(spec, data.tokenizer, positions=positions),
+        rounds=made.spread(job, ranks),
+        samples=Samples.of(job.spec, data.tokenizer, positions=load.positions(job.model_dir)),
     )
 
 
@@ -127,9 +102,3 @@ class CausalObjective:
     def score(self, model: nn.Module, batch: Batch, *, accuracy: bool = False) -> Score:
         """The cross entropies, summed."""
         return self.target_loss(model, batch, accuracy=accuracy)
-
-
-def _pad_id(tokenizer: Any) -> int:
-    """What fills up a batch: never looked at, so any token will do."""
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    return next(int(token) for token in known if token is not None)

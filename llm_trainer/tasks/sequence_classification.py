@@ -16,12 +16,15 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from llm_trainer.data.fields import FieldError, required, show, string
-from llm_trainer.data.read import Problem, Row
+from llm_trainer.data.read import Row
 from llm_trainer.model import load
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
-from llm_trainer.tasks import labelled
-from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Sample
+from llm_trainer.tasks import labels, reading
+from llm_trainer.tasks.adapted import load_adapted
+from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised
+from llm_trainer.tasks.reading import Sample
+from llm_trainer.tasks.texts import length_limit, pad_id
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
@@ -32,27 +35,22 @@ COLUMNS = ("text", "sentence", "text_pair", "label")
 def read(job: Job) -> LabelledData:
     """The dataset's rows, tokenised."""
     regression = job.spec.num_labels == 1
-    found = labelled.read_samples(
-        job, known=COLUMNS, label="label", check=partial(_check, regression=regression)
-    )
+    found = reading.read_samples(job, known=COLUMNS, check=partial(_check, regression=regression))
     names: tuple[str, ...] = ()
     if not regression:
-        names = labelled.label_names(
-            [sample.fields["label"] for sample in found.train],
-            known=found.class_names,
+        names = labels.names_of(
+            found,
+            columns=(job.spec.dataset.columns.get("label", "label"),),
+            values=(sample.fields["label"] for sample in found.train),
             wanted=job.spec.num_labels,
-            field="label",
         )
     tokenizer = load.load_tokenizer(job.model_dir)
-    limit, reason = labelled.length_limit(job)
-    train, cut = _tokenise(found.train, names, tokenizer, limit)
-    held_out, cut_too = _tokenise(found.held_out, names, tokenizer, limit)
+    limit, reason = length_limit(job)
     return LabelledData(
-        train=train,
-        held_out=held_out if found.held_out else None,
+        train=_tokenise(found.train, names, tokenizer, limit),
+        held_out=_tokenise(found.held_out, names, tokenizer, limit),
         names=names,
         tokenizer=tokenizer,
-        cut=cut + cut_too,
         limit=reason,
         files=found.files,
     )
@@ -60,26 +58,32 @@ def read(job: Job) -> LabelledData:
 
 def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
     """The model with a head for the labels, and its loss."""
-    model, chosen = labelled.build_model(
+    pad = pad_id(data.tokenizer)
+    made = load_adapted(
         job,
-        data,
+        data.train.rows,
         ranks,
         least,
         model_class=AutoModelForSequenceClassification,
         task_type="SEQ_CLS",
+        names=data.names,
+        labels=len(data.names) or 1,
+        # A decoder's answer is at its last token.
+        pad_id=pad,
     )
     objective = SequenceObjective(
-        train=data.train,
-        held_out=data.held_out,
-        pad_id=labelled.pad_id(data.tokenizer),
+        train=data.train.rows,
+        held_out=data.held_out_rows,
+        pad_id=pad,
         regression=not data.names,
         label_smoothing=job.spec.training.label_smoothing_factor,
     )
     return Parts(
-        model=model,
+        model=made.model,
         objective=objective,
-        micro_batch_tokens=chosen.micro_batch_tokens,
+        micro_batch_tokens=made.fit.micro_batch_tokens,
         packed=False,
+        rounds=made.spread(job, ranks),
         facts={"labels": list(data.names)},
     )
 
@@ -91,7 +95,7 @@ def _check(row: Row, *, regression: bool) -> Row:
         kept["text_pair"] = string(row, "text_pair")
     value = required(row, "label")
     if not regression:
-        return {**kept, "label": labelled.checked_label(value, "label")}
+        return {**kept, "label": labels.checked(value, "label")}
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -103,16 +107,12 @@ def _check(row: Row, *, regression: bool) -> Row:
 
 def _tokenise(
     samples: Sequence[Sample], names: tuple[str, ...], tokenizer: Any, limit: int
-) -> tuple[LabelledRows, int]:
-    labels: list[float] = []
-    problems = []
-    for sample in samples:
-        value = sample.fields["label"]
-        try:
-            labels.append(labelled.as_number(value, names, "label") if names else value)
-        except FieldError as err:
-            problems.append(Problem(err.what, err.field, sample.where))
-    labelled.raise_problems(problems, len(labels))
+) -> Tokenised:
+    values = (
+        labels.numbered(samples, names, "label")
+        if names
+        else [sample.fields["label"] for sample in samples]
+    )
     ids, types, cut = [], [], 0
     for sample in samples:
         pair = sample.fields.get("text_pair")
@@ -125,13 +125,12 @@ def _tokenise(
     count = len(ids)
     rows = LabelledRows(
         ids=ids,
-        labels=labels,
+        labels=values,
         origins=[sample.where for sample in samples],
-        lengths=np.array([len(row) for row in ids], np.int64),
         targets=np.ones(count, np.int64),
         types=types if types and types[0] is not None else None,
     )
-    return rows, cut
+    return Tokenised(rows, cut=cut)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,18 +146,18 @@ class SequenceObjective:
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """Padded rows, and (rows,) labels; without rows, one that has none."""
         assert isinstance(rows, LabelledRows)
-        labels = [rows.labels[int(i)] for i in indices]
+        values = [rows.labels[int(i)] for i in indices]
         dtype = torch.float32 if self.regression else torch.int64
-        return {**rows.padded(indices, self.pad_id), "labels": torch.tensor(labels, dtype=dtype)}
+        return {**rows.padded(indices, self.pad_id), "labels": torch.tensor(values, dtype=dtype)}
 
     def score(self, model: nn.Module, batch: Batch, *, accuracy: bool = False) -> Score:
         """Summed over the rows."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        labels = batch["labels"]
-        logits = model(**inputs).logits.float()[: len(labels)]
+        wanted = batch["labels"]
+        logits = model(**inputs).logits.float()[: len(wanted)]
         if self.regression:
-            return Score((logits[:, 0] - labels).square().sum())
+            return Score((logits[:, 0] - wanted).square().sum())
         loss = F.cross_entropy(
-            logits, labels, reduction="sum", label_smoothing=self.label_smoothing
+            logits, wanted, reduction="sum", label_smoothing=self.label_smoothing
         )
-        return Score(loss, (logits.argmax(-1) == labels).sum() if accuracy else None)
+        return Score(loss, (logits.argmax(-1) == wanted).sum() if accuracy else None)

@@ -1,0 +1,216 @@
+"""Extractive question answering: where in a text the answer to a question stands.
+
+Rows have `question`, `context` and `answers` as SQuAD has them: {"text": [...], "answer_start":
+[...]}, of which the first is trained; none at all means that the text does not answer it, and then
+the answer stands at the classification token. A text that is too long becomes several rows that
+overlap.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
+from torch import nn
+from transformers import AutoModelForQuestionAnswering
+
+from llm_trainer.data.fields import FieldError, parsed, required, show, string
+from llm_trainer.data.read import Problem, Row
+from llm_trainer.options import Job
+from llm_trainer.ranks import Ranks
+from llm_trainer.tasks import reading
+from llm_trainer.tasks.adapted import load_adapted
+from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised
+from llm_trainer.tasks.reading import Sample
+from llm_trainer.tasks.texts import fast_tokenizer, length_limit, pad_id
+from llm_trainer.train.objective import Batch, Indices, Rows, Score
+from llm_trainer.train.setup import Parts
+from peftjob.estimate import Device
+
+COLUMNS = ("question", "context", "answers")
+OVERLAP = 128
+"""Tokens of a text that two of its rows share at most; a third of a row where that is less."""
+
+
+def read(job: Job) -> LabelledData:
+    """The dataset's rows, tokenised."""
+    found = reading.read_samples(job, known=COLUMNS, check=_check)
+    tokenizer = fast_tokenizer(job.model_dir)
+    limit, reason = length_limit(job)
+    return LabelledData(
+        train=_tokenise(found.train, tokenizer, limit),
+        held_out=_tokenise(found.held_out, tokenizer, limit),
+        tokenizer=tokenizer,
+        limit=reason,
+        files=found.files,
+    )
+
+
+def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
+    """The model with a head for starts and ends, and its loss."""
+    made = load_adapted(
+        job,
+        data.train.rows,
+        ranks,
+        least,
+        model_class=AutoModelForQuestionAnswering,
+        task_type="QUESTION_ANS",
+        labels=2,
+    )
+    objective = SpanObjective(
+        train=data.train.rows,
+        held_out=data.held_out_rows,
+        pad_id=pad_id(data.tokenizer),
+        label_smoothing=job.spec.training.label_smoothing_factor,
+    )
+    return Parts(
+        model=made.model,
+        objective=objective,
+        micro_batch_tokens=made.fit.micro_batch_tokens,
+        packed=False,
+        rounds=made.spread(job, ranks),
+    )
+
+
+def _check(row: Row) -> Row:
+    question, context = string(row, "question").strip(), string(row, "context")
+    answers = parsed(required(row, "answers"), "answers", "an object")
+    texts: Any = None
+    starts: Any = None
+    if isinstance(answers, list):
+        # As some write it: an object for each answer.
+        texts = [answer.get("text") for answer in answers if isinstance(answer, dict)]
+        starts = [answer.get("answer_start") for answer in answers if isinstance(answer, dict)]
+        if len(texts) != len(answers):
+            raise FieldError("answers", f"is {show(answers)}, not a list of objects")
+    elif isinstance(answers, dict):
+        texts, starts = answers.get("text"), answers.get("answer_start")
+    if not isinstance(texts, list) or not isinstance(starts, list) or len(texts) != len(starts):
+        raise FieldError(
+            "answers", f'is {show(answers)}, not {{"text": [...], "answer_start": [...]}} of a size'
+        )
+    if not texts:
+        return {"question": question, "context": context, "answer": None}
+    text, start = texts[0], starts[0]
+    if not isinstance(text, str) or not text:
+        raise FieldError("answers.text[0]", f"is {show(text)}, not a string with something in it")
+    if isinstance(start, bool) or not isinstance(start, int):
+        raise FieldError("answers.answer_start[0]", f"is {show(start)}, not a whole number")
+    there = context[start : start + len(text)] if start >= 0 else ""
+    if there != text:
+        raise FieldError(
+            "answers.answer_start[0]",
+            f"is {start}, but there the context has {show(there)}, not {show(text)}",
+        )
+    return {"question": question, "context": context, "answer": (start, start + len(text))}
+
+
+def _tokenise(samples: Sequence[Sample], tokenizer: Any, limit: int) -> Tokenised:
+    ids, spans, origins = [], [], []
+    types: list[list[int]] = []
+    problems, divided = [], 0
+    for sample in samples:
+        try:
+            windows = list(_windows(sample, tokenizer, limit))
+        except FieldError as err:
+            problems.append(Problem(err.what, err.field, sample.where))
+            continue
+        divided += len(windows) > 1
+        for row, span, of_texts in windows:
+            ids.append(row)
+            spans.append(span)
+            types += [] if of_texts is None else [of_texts]
+            origins.append(sample.where)
+    reading.raise_problems(problems, len(samples) - len(problems))
+    rows = LabelledRows(
+        ids=ids,
+        labels=spans,
+        origins=origins,
+        targets=np.ones(len(ids), np.int64),
+        types=types or None,
+    )
+    return Tokenised(rows, divided=divided)
+
+
+def _windows(
+    sample: Sample, tokenizer: Any, limit: int
+) -> Iterator[tuple[list[int], tuple[int, int], list[int] | None]]:
+    """Tokens, the first and last token of the answer, and token types, of each row it becomes."""
+    question, context = sample.fields["question"], sample.fields["context"]
+    taken = len(tokenizer(question, "", verbose=False)["input_ids"])
+    room = limit - taken
+    if room < 3:
+        raise FieldError(
+            "question", f"has {taken} tokens, which leaves no room for the context in {limit}"
+        )
+    made = tokenizer(
+        question,
+        context,
+        truncation="only_second",
+        max_length=limit,
+        stride=min(OVERLAP, room // 3),
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    for i, row in enumerate(made["input_ids"]):
+        of_context = [number == 1 for number in made.sequence_ids(i)]
+        span = _span(made["offset_mapping"][i], of_context, sample.fields["answer"])
+        if span is None:
+            token = tokenizer.cls_token_id
+            at = row.index(token) if token in row else 0
+            span = (at, at)
+        types = made["token_type_ids"][i] if "token_type_ids" in made else None
+        yield row, span, types
+
+
+def _span(
+    offsets: Sequence[tuple[int, int]], of_context: Sequence[bool], answer: tuple[int, int] | None
+) -> tuple[int, int] | None:
+    """The tokens that hold the whole answer, or None where it is not in this part of the text."""
+    if answer is None:
+        return None
+    start, stop = answer
+    inside = [
+        i for i, (a, b) in enumerate(offsets) if of_context[i] and a < stop and b > start and b > a
+    ]
+    if not inside or offsets[inside[0]][0] > start or offsets[inside[-1]][1] < stop:
+        return None
+    return inside[0], inside[-1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpanObjective:
+    """The mean of the cross entropies of an answer's first and last token."""
+
+    train: Rows
+    held_out: Rows | None
+    pad_id: int
+    label_smoothing: float = 0.0
+
+    def batch(self, rows: Rows, indices: Indices) -> Batch:
+        """Padded rows, and (rows, 2) places of tokens."""
+        assert isinstance(rows, LabelledRows)
+        spans = [rows.labels[int(i)] for i in indices]
+        places = torch.tensor(spans, dtype=torch.int64).reshape(-1, 2)
+        return {**rows.padded(indices, self.pad_id), "labels": places}
+
+    def score(self, model: nn.Module, batch: Batch, *, accuracy: bool = False) -> Score:
+        """Summed over the rows; an answer is right if both its ends are."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        places = batch["labels"]
+        output = model(**inputs)
+        loss = torch.zeros((), device=places.device)
+        right = torch.ones(len(places), dtype=torch.bool, device=places.device)
+        # No answer is at what only fills up.
+        real = inputs["attention_mask"][: len(places)] > 0
+        for logits, wanted in zip((output.start_logits, output.end_logits), places.T, strict=True):
+            logits = logits[: len(places)].float().masked_fill(~real, -torch.inf)
+            logs = F.log_softmax(logits, dim=-1)
+            loss = loss - (1 - self.label_smoothing) * logs.gather(1, wanted[:, None]).sum()
+            if self.label_smoothing:
+                means = logs.masked_fill(~real, 0).sum(-1) / real.sum(-1)
+                loss = loss - self.label_smoothing * means.sum()
+            right &= logits.argmax(-1) == wanted
+        return Score(loss / 2, right.sum() if accuracy else None)

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from llm_trainer.data import replacement
@@ -205,12 +204,13 @@ class ChatTemplate:
                 add_generation_prompt=prompt,
                 **self._variables,
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as err:
-            # Templates fail by their own raise_exception, or on a message they did not expect.
-            reason = " ".join(str(err).split()) or type(err).__name__
-            raise SpanError(f"the chat template refuses it: {reason}") from err
         except RecursionError as err:
             raise SpanError("is nested too deeply for the chat template") from err
+        except Exception as err:
+            # A template is a program: it fails by its own raise_exception, or as programs do on
+            # a message that they did not expect.
+            reason = " ".join(str(err).split()) or type(err).__name__
+            raise SpanError(f"the chat template refuses it: {reason}") from err
         marked = spans[0] if self._marked else []
         return texts[0], [(start, end) for start, end in marked if start < end]
 

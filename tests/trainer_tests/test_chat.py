@@ -17,12 +17,12 @@ from llm_trainer.data.rows import Conversation
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}\n<call>{{ c.function | tojson }}</call>{% endfor %}"
+    "{% for c in m.tool_calls or [] %}{{ '\n' }}<call>{{ c.function | tojson }}</call>{% endfor %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 GENERATION = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"
-    "{% generation %}{{ m.content }}{% for c in m.tool_calls or [] %}\n"
+    "{% generation %}{{ m.content }}{% for c in m.tool_calls or [] %}{{ '\n' }}"
     "<call>{{ c.function | tojson }}</call>{% endfor %}<|im_end|>{% endgeneration %}\n"
     "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

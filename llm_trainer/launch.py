@@ -81,6 +81,14 @@ Command = tuple[list[str], dict[str, str]]
 """Arguments and environment of a process."""
 
 
+LIBRARY_ENV = {
+    # Of compiled matrix products, one a shape. Rows have many lengths, and the usual 1024 of them
+    # took 100 MB to make nothing faster: the next micro-batch has other shapes.
+    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+}
+"""What libraries are told where the user tells them nothing."""
+
+
 def _commands(argv: Sequence[str], env: Mapping[str, str], error_dir: Path) -> list[Command]:
     base = {
         **env,
@@ -97,6 +105,8 @@ def _commands(argv: Sequence[str], env: Mapping[str, str], error_dir: Path) -> l
     if not options.is_debug(argv):
         # What libraries say to programmers is no help to who reads a job's log.
         base.setdefault("PYTHONWARNINGS", "ignore")
+    for name, value in LIBRARY_ENV.items():
+        base.setdefault(name, value)
     base.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // nproc)))
     nnodes = env.get("PET_NNODES", "1")
     if ":" in nnodes or env.get("PET_RDZV_BACKEND", "static") != "static":

@@ -51,6 +51,7 @@ def save(job: Job, model: Any, trained: Trained) -> Path:
     # Heavy, and not needed to publish what an earlier try has saved.
     from safetensors.torch import save_file
 
+    from llm_trainer.data import template
     from llm_trainer.model.adapter import export
 
     folder = job.output_dir / ADAPTER_DIR
@@ -68,10 +69,15 @@ def save(job: Job, model: Any, trained: Trained) -> Path:
     for name in _INPUT_FILES:
         if (job.model_dir / name).is_file():
             shutil.copyfile(job.model_dir / name, beside / name)
+    given = job.spec.base_model.chat_template
+    if given is not None and job.spec.task == "causal-lm":
+        # Served as it was trained: this file goes before what the base model has.
+        text = template.resolve(given, job.model_dir)
+        (beside / template.FILE_NAME).write_text(text, encoding="utf-8")
     records = lines.read(job.output_dir)
     picture = curve.save([beside, job.output_dir], records, title=job.spec.name)
-    text = card.render(job, trained.metrics, picture=picture)
-    (beside / "README.md").write_text(text, encoding="utf-8")
+    readme = card.render(job, trained.metrics, picture=picture)
+    (beside / "README.md").write_text(readme, encoding="utf-8")
     _write_json(beside / LINEAGE_FILE, _lineage(job, trained.metrics))
     for path in beside.iterdir():
         # safetensors writes 0600, which a server of another user could not read.

@@ -106,11 +106,13 @@ class Service:
         self._client.custom_api.delete_namespaced_custom_object(
             *INFERENCE_API, namespace, "inferenceservices", name
         )
-        deadline = time.monotonic() + timeout_s
-        while self._client.cluster is not None and time.monotonic() < deadline:
-            selector = f"serving.kserve.io/inferenceservice={name}"
-            pods = self._client.core_api.list_namespaced_pod(namespace, label_selector=selector)
-            if not pods.items:
+        cluster, deadline = self._client.cluster, time.monotonic() + timeout_s
+        while cluster is not None and time.monotonic() < deadline:
+            # The supervisor goes last, after the pods that it has ended.
+            if not any(
+                (work.plural, work.namespace, work.name) == ("inferenceservices", namespace, name)
+                for work in cluster.supervised()
+            ):
                 return
             time.sleep(POLL_S)
 

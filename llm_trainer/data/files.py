@@ -13,6 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from llm_trainer.data.fields import one_line, show
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
 
@@ -90,7 +91,7 @@ def _is_data(path: Path) -> bool:
 
 def _listing(root: Path) -> str:
     names = sorted(path.name + ("/" if path.is_dir() else "") for path in root.iterdir())
-    return (", ".join(names[:5]) + (" and others" if len(names) > 5 else "")) or "nothing"
+    return one_line(", ".join(names[:5]) + (" and others" if len(names) > 5 else "")) or "nothing"
 
 
 def matching(root: Path, found: Sequence[Path], globs: Sequence[str], field: str) -> list[Path]:
@@ -157,7 +158,12 @@ def _saved_splits(root: Path) -> dict[str, tuple[Path, ...]] | None:
         for name in names:
             if not isinstance(name, str) or Path(name).name != name:
                 raise DataError(
-                    f"{root / _DICT}: splits: {name!r} is no name of a folder beside it"
+                    f"{root / _DICT}: splits: {show(name)} is no name of a folder beside it"
+                )
+            if not _is_file(root / name / _STATE):
+                raise DataError(
+                    f"{root} is no complete save_to_disk folder: the split {show(name)} has no "
+                    f"{_STATE}"
                 )
         return {name: _saved_files(root / name) for name in names}
     if (root / _STATE).is_file() and any(root.glob("*.arrow")):
@@ -171,23 +177,28 @@ def _saved_files(folder: Path) -> tuple[Path, ...]:
         name = item.get("filename") if isinstance(item, dict) else item
         # It comes from elsewhere and may name anything on this machine.
         if not isinstance(name, str) or Path(name).name != name:
-            raise DataError(f"{folder / _STATE}: {name!r} is no name of a file beside it")
-        if not (folder / name).is_file():
-            raise DataError(f"{folder} is no complete save_to_disk folder: {name} is not there")
+            raise DataError(f"{folder / _STATE}: {show(name)} is no name of a file beside it")
+        if not _is_file(folder / name):
+            raise DataError(
+                f"{folder} is no complete save_to_disk folder: {show(name)} is not there"
+            )
         files.append(folder / name)
     return tuple(files)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False  # No file can have such a name.
 
 
 def _field(path: Path, name: str) -> list[Any]:
     try:
         value = json.loads(path.read_bytes())[name]
-    except FileNotFoundError:
-        raise DataError(
-            f"{path.parent} is no complete save_to_disk folder: {path.name} is not there"
-        ) from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
         reason = f"it has no {name}" if isinstance(err, LookupError | TypeError) else str(err)
-        raise DataError(f"{path} can't be read: {' '.join(reason.split())}") from err
+        raise DataError(one_line(f"{path} can't be read: {' '.join(reason.split())}")) from err
     if not isinstance(value, list):
         raise DataError(f"{path}: {name} is no list")
     return value

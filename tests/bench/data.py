@@ -10,6 +10,7 @@ Of the peaks, VmHWM of a process that prepares so many rows and then looks at 20
 random order, as a training does.
 
     hack/bench data            about five minutes
+    hack/bench data --full     ten million rows as well: ten minutes more, 3 GB of disk
     hack/bench data --quick    to see that it works
 
 Prints a table and, as the last line, one JSON object.
@@ -38,8 +39,10 @@ from tests.bench.contenders.workload import CHAT_TEMPLATE
 
 MAX_LENGTH = 1024
 KINDS = ("completion", "chat", "text")
-SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000}
+SIZES = {"10k": 10_000, "100k": 100_000, "1m": 1_000_000, "10m": 10_000_000}
 LOOKS = 20_000
+HEADLINES = ("vs_trl_map", "rows_per_s", "tokens_per_s")
+"""Of the rows of prompt and completion."""
 
 Row = dict[str, Any]
 Outcome = dict[str, float]
@@ -206,7 +209,10 @@ def pairs(kind: str, count: int, rounds: int, folder: Path) -> dict[str, Any]:
     for mine, theirs in both:
         if any(mine[name] != theirs[name] for name in ("tokens", "trained")):
             raise SystemExit(f"{kind}: not the same tokens: {mine} {theirs}")
+    tokens = both[0][0]["tokens"]
     return {
+        "rows_per_s": round(median(count / mine["wall_s"] for mine, _ in both)),
+        "tokens_per_s": round(median(tokens / mine["wall_s"] for mine, _ in both)),
         "rows_per_cpu_s": round(median(count / mine["cpu_s"] for mine, _ in both)),
         "trl_rows_per_cpu_s": round(median(count / theirs["cpu_s"] for _, theirs in both)),
         "vs_trl_map": round(median(t["cpu_s"] / m["cpu_s"] for m, t in both), 2),
@@ -227,21 +233,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--quick", action="store_true", help="one round of a few rows")
+    parser.add_argument("--full", action="store_true", help="the peak of ten million rows too")
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         return child(options.child[0], *map(Path, options.child[1:]))
     rounds, count = (1, 500) if options.quick else (options.rounds, options.rows)
-    sizes = {"10k": SIZES["10k"]} if options.quick else SIZES
+    names = ["10k"] if options.quick else [name for name in SIZES if options.full or name != "10m"]
     console = Console()
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         make_tokenizer(folder)
         found = {kind: pairs(kind, count, rounds, folder) for kind in KINDS}
         outcome = {
-            "vs_trl_map": found["completion"]["vs_trl_map"],
+            **{name: found["completion"][name] for name in HEADLINES},
             "kinds": found,
-            **peaks(sizes, folder),
+            **peaks({name: SIZES[name] for name in names}, folder),
             "rounds": rounds,
         }
     columns = list(found["text"])

@@ -130,9 +130,9 @@ def test_what_lies_beside_a_saved_dataset_is_not_part_of_it(tmp_path: Path) -> N
             '{"_data_files": [{"filename": "../../x.arrow"}]}',
             r"'\.\./\.\./x\.arrow' is no name of a file beside it",
         ),
-        ("state.json", '{"_data_files": [{"filename": "y.arrow"}]}', r"y\.arrow is not there"),
+        ("state.json", '{"_data_files": [{"filename": "y.arrow"}]}', r"'y\.arrow' is not there"),
         ("dataset_dict.json", '{"splits": ["../x"]}', r"'\.\./x' is no name of a folder"),
-        ("dataset_dict.json", '{"splits": ["train"]}', r"state\.json is not there"),
+        ("dataset_dict.json", '{"splits": ["train"]}', r"the split 'train' has no state\.json"),
         ("dataset_dict.json", '{"splits": []}', r"there is no 'train'; there are none at all"),
     ],
 )

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from llm_trainer.launch import LIBRARY_ENV
 from tests.bench.contenders.measure import Measurement
 
 ROOT = Path(__file__).parents[3]
@@ -40,6 +41,11 @@ def environment(**more: str) -> dict[str, str]:
     }
 
 
+def _launched(name: str) -> dict[str, str]:
+    """What our launcher gives to its workers; the others' give nothing of the kind."""
+    return dict(LIBRARY_ENV) if name == "ours" else {}
+
+
 class ContenderError(Exception):
     """A contender's process has ended; the end of its log is the message."""
 
@@ -54,7 +60,7 @@ class Process:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.bench.contenders.child", name],
             cwd=ROOT,
-            env=environment(HF_HOME=str(cache), **(GPU if gpu else CPU)),
+            env=environment(HF_HOME=str(cache), **(GPU if gpu else CPU), **_launched(name)),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

@@ -1,7 +1,7 @@
 """The base model of a task with its adapter on it, run as the estimate says."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,7 +14,9 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import fit, noise, parallel
 from llm_trainer.train.fit import Fit
-from llm_trainer.train.objective import Rows
+from llm_trainer.train.objective import Objective, Rows
+from llm_trainer.train.setup import Parts
+from llm_trainer.watch.samples import Samples
 from peftjob.estimate import Device
 from peftjob.method import QLora
 
@@ -29,17 +31,33 @@ class Adapted:
     fit: Fit
     shards: bool
 
-    def spread(self, job: Job, ranks: Ranks) -> Callable[[int], int] | None:
-        """Finish the model as it will be run; `rounds` for the loop."""
+    def parts(
+        self,
+        job: Job,
+        ranks: Ranks,
+        objective: Objective,
+        *,
+        packed: bool = False,
+        samples: Samples | None = None,
+        facts: Mapping[str, Any] | None = None,
+    ) -> Parts:
+        """What the loop needs, the model finished as it will be run."""
         if self.fit.gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         alpha = job.spec.training.neftune_noise_alpha
         if alpha is not None:
             noise.install(self.model.get_input_embeddings(), alpha)
-        if not self.shards:
-            return None
-        parallel.shard(self.model, ranks)
-        return partial(parallel.rounds, ranks)
+        if self.shards:
+            parallel.shard(self.model, ranks)
+        return Parts(
+            model=self.model,
+            objective=objective,
+            packed=packed,
+            micro_batch_tokens=self.fit.micro_batch_tokens,
+            rounds=partial(parallel.rounds, ranks) if self.shards else None,
+            samples=samples,
+            facts=facts or {},
+        )
 
 
 def load_adapted(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from llm_trainer.data import dataset
+from llm_trainer.data import dataset, template
 from llm_trainer.data.dataset import Data
 from llm_trainer.data.examples import Examples
 from llm_trainer.fast.loss import TargetLoss
@@ -44,9 +44,16 @@ def read(job: Job) -> CausalData:
     """The dataset's rows as tokens, each marked as trained or not."""
     spec, training = job.spec, job.spec.training
     tokenizer = load.load_tokenizer(job.model_dir)
+    template.override(tokenizer, spec.base_model.chat_template, job.model_dir)
     max_length, limit = length_limit(job)
     data = dataset.prepare(
-        job.dataset_dir, spec.dataset, training, tokenizer, max_length=max_length
+        job.dataset_dir,
+        spec.dataset,
+        training,
+        tokenizer,
+        max_length=max_length,
+        cache_dir=job.cache_dir,
+        manifest=job.dataset_manifest,
     )
     return CausalData(data=data, tokenizer=tokenizer, limit=limit)
 
@@ -74,12 +81,11 @@ def build(job: Job, data: CausalData, ranks: Ranks, least: Device) -> Parts:
         pad_id=pad_id(data.tokenizer),
         packed=prepared.packed,
     )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
+    return made.parts(
+        job,
+        ranks,
+        objective,
         packed=prepared.packed,
-        rounds=made.spread(job, ranks),
         samples=Samples.of(job.spec, data.tokenizer, positions=load.positions(job.model_dir)),
     )
 

@@ -135,14 +135,7 @@ def build(job: Job, data: ImageData, ranks: Ranks, least: Device) -> Parts:
         dtype=next(made.model.parameters()).dtype,
         label_smoothing=job.spec.training.label_smoothing_factor,
     )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
-        packed=False,
-        rounds=made.spread(job, ranks),
-        facts={"labels": list(data.names)},
-    )
+    return made.parts(job, ranks, objective, facts={"labels": list(data.names)})
 
 
 def _check(spool: Pictures, row: Row) -> Row:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import nn
 
+from llm_trainer.options import Job
 from llm_trainer.tasks.labels import NONE, some
+from llm_trainer.tasks.texts import pad_id
 from llm_trainer.train.objective import Batch, Indices, Score
 from peftjob.errors import DataError
 
@@ -120,6 +122,27 @@ class LabelledData:
             yield f"{len(self.held_out_rows)} rows held out"
         yield from self.train.notes("training", self.limit)
         yield from self.held_out.notes("held-out", self.limit)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledObjective:
+    """What the losses of labelled rows have in common."""
+
+    train: LabelledRows
+    held_out: LabelledRows | None
+    pad_id: int
+    label_smoothing: float
+
+    @classmethod
+    def of(cls, job: Job, data: LabelledData, **more: Any) -> Self:
+        """Of a job's rows; `more` are the fields of a task's own."""
+        return cls(
+            train=data.train.rows,
+            held_out=data.held_out_rows,
+            pad_id=pad_id(data.tokenizer),
+            label_smoothing=job.spec.training.label_smoothing_factor,
+            **more,
+        )
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -20,10 +20,17 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import reading
 from llm_trainer.tasks.adapted import load_adapted
-from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised, pad, score_tokens
+from llm_trainer.tasks.labelled import (
+    LabelledData,
+    LabelledObjective,
+    LabelledRows,
+    Tokenised,
+    pad,
+    score_tokens,
+)
 from llm_trainer.tasks.labels import NONE
 from llm_trainer.tasks.reading import Sample
-from llm_trainer.tasks.texts import fast_tokenizer, length_limit, pad_id
+from llm_trainer.tasks.texts import fast_tokenizer, length_limit
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.errors import ModelError
@@ -68,22 +75,14 @@ def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
         task_type=None,
         check=lambda base: load.check_vocabulary(base, vocabulary - 1),
     )
-    objective = MaskedObjective(
-        train=data.train.rows,
-        held_out=data.held_out_rows,
-        pad_id=pad_id(data.tokenizer),
+    objective = MaskedObjective.of(
+        job,
+        data,
         mask_id=int(data.tokenizer.mask_token_id),
         vocabulary=vocabulary,
         seed=job.spec.training.seed,
-        label_smoothing=job.spec.training.label_smoothing_factor,
     )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
-        packed=False,
-        rounds=made.spread(job, ranks),
-    )
+    return made.parts(job, ranks, objective)
 
 
 def _tokenise(samples: Sequence[Sample], tokenizer: Any, limit: int) -> Tokenised:
@@ -114,16 +113,12 @@ def _count(maskable: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedObjective:
+class MaskedObjective(LabelledObjective):
     """The cross entropy of the tokens that are to be told."""
 
-    train: Rows
-    held_out: Rows | None
-    pad_id: int
     mask_id: int
     vocabulary: int
     seed: int
-    label_smoothing: float = 0.0
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """Padded rows with some tokens hidden, and what stood there, (rows, longest)."""

@@ -7,7 +7,6 @@ overlap.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,9 +21,9 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import reading
 from llm_trainer.tasks.adapted import load_adapted
-from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised
+from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
-from llm_trainer.tasks.texts import fast_tokenizer, length_limit, pad_id
+from llm_trainer.tasks.texts import fast_tokenizer, length_limit
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
@@ -59,19 +58,8 @@ def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
         task_type="QUESTION_ANS",
         labels=2,
     )
-    objective = SpanObjective(
-        train=data.train.rows,
-        held_out=data.held_out_rows,
-        pad_id=pad_id(data.tokenizer),
-        label_smoothing=job.spec.training.label_smoothing_factor,
-    )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
-        packed=False,
-        rounds=made.spread(job, ranks),
-    )
+    objective = SpanObjective.of(job, data)
+    return made.parts(job, ranks, objective)
 
 
 def _check(row: Row) -> Row:
@@ -180,14 +168,8 @@ def _span(
     return inside[0], inside[-1]
 
 
-@dataclass(frozen=True, kw_only=True)
-class SpanObjective:
+class SpanObjective(LabelledObjective):
     """The mean of the cross entropies of an answer's first and last token."""
-
-    train: Rows
-    held_out: Rows | None
-    pad_id: int
-    label_smoothing: float = 0.0
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """Padded rows, and (rows, 2) places of tokens."""

@@ -22,7 +22,7 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import labels, reading
 from llm_trainer.tasks.adapted import load_adapted
-from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised
+from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
 from llm_trainer.tasks.texts import length_limit, pad_id
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
@@ -58,7 +58,6 @@ def read(job: Job) -> LabelledData:
 
 def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
     """The model with a head for the labels, and its loss."""
-    pad = pad_id(data.tokenizer)
     made = load_adapted(
         job,
         data.train.rows,
@@ -69,23 +68,10 @@ def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
         names=data.names,
         labels=len(data.names) or 1,
         # A decoder's answer is at its last token.
-        pad_id=pad,
+        pad_id=pad_id(data.tokenizer),
     )
-    objective = SequenceObjective(
-        train=data.train.rows,
-        held_out=data.held_out_rows,
-        pad_id=pad,
-        regression=not data.names,
-        label_smoothing=job.spec.training.label_smoothing_factor,
-    )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
-        packed=False,
-        rounds=made.spread(job, ranks),
-        facts={"labels": list(data.names)},
-    )
+    objective = SequenceObjective.of(job, data, regression=not data.names)
+    return made.parts(job, ranks, objective, facts={"labels": list(data.names)})
 
 
 def _check(row: Row, *, regression: bool) -> Row:
@@ -134,14 +120,10 @@ def _tokenise(
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequenceObjective:
+class SequenceObjective(LabelledObjective):
     """The cross entropy of the labels, or the squared error of the numbers."""
 
-    train: Rows
-    held_out: Rows | None
-    pad_id: int
     regression: bool
-    label_smoothing: float = 0.0
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """Padded rows, and (rows,) labels; without rows, one that has none."""

@@ -6,7 +6,6 @@ labelled at its first.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,16 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import labels, reading
 from llm_trainer.tasks.adapted import load_adapted
-from llm_trainer.tasks.labelled import LabelledData, LabelledRows, Tokenised, pad, score_tokens
+from llm_trainer.tasks.labelled import (
+    LabelledData,
+    LabelledObjective,
+    LabelledRows,
+    Tokenised,
+    pad,
+    score_tokens,
+)
 from llm_trainer.tasks.reading import Sample
-from llm_trainer.tasks.texts import fast_tokenizer, length_limit, pad_id
+from llm_trainer.tasks.texts import fast_tokenizer, length_limit
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
@@ -64,20 +70,8 @@ def build(job: Job, data: LabelledData, ranks: Ranks, least: Device) -> Parts:
         names=data.names,
         labels=len(data.names),
     )
-    objective = TokenObjective(
-        train=data.train.rows,
-        held_out=data.held_out_rows,
-        pad_id=pad_id(data.tokenizer),
-        label_smoothing=job.spec.training.label_smoothing_factor,
-    )
-    return Parts(
-        model=made.model,
-        objective=objective,
-        micro_batch_tokens=made.fit.micro_batch_tokens,
-        packed=False,
-        rounds=made.spread(job, ranks),
-        facts={"labels": list(data.names)},
-    )
+    objective = TokenObjective.of(job, data)
+    return made.parts(job, ranks, objective, facts={"labels": list(data.names)})
 
 
 def _check(row: Row) -> Row:
@@ -148,14 +142,8 @@ def _aligned(
     return made["input_ids"], of_tokens, was_cut
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenObjective:
+class TokenObjective(LabelledObjective):
     """The cross entropy of the words' labels."""
-
-    train: Rows
-    held_out: Rows | None
-    pad_id: int
-    label_smoothing: float = 0.0
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """Padded rows with their labels, (rows, longest)."""

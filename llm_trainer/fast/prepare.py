@@ -81,9 +81,12 @@ def prepare(
         if groups and (reason := agrees(packed=packed)):
             lora.uninstall(model)
             note(f"{name}: LoRA projections are not fused ({reason})")
-        elementwise.install(model)
-        if reason := agrees(packed=packed):
+        for library in (True, False):
+            elementwise.install(model, library=library)
+            if not (reason := agrees(packed=packed)):
+                break
             elementwise.uninstall(model)
+        if reason:
             note(f"{name}: norms and activations are not fused ({reason})")
     return Prepared(target_loss=target_loss, packed=packed)
 

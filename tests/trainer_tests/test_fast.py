@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from llm_trainer.data.examples import Examples
-from llm_trainer.fast import documents
+from llm_trainer.fast import documents, elementwise
 from llm_trainer.fast.prepare import Prepared, prepare
 from llm_trainer.fast.row_attention import row_attention
 from llm_trainer.model.adapter import add_adapter
@@ -232,6 +232,53 @@ def test_a_wrong_way_is_found_out_and_taken_back(monkeypatch: pytest.MonkeyPatch
     assert not prepared.packed
     assert "rows are padded, not packed (the" in notes[0]
     assert distance(found, plain(make("Llama"), examples())) < 1e-5
+
+
+class Kernel(torch.autograd.Function):
+    """Stands for a library's SwiGLU, which needs a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        Kernel.backwards += 1
+        gate, up = (t.detach().requires_grad_() for t in ctx.saved_tensors)
+        with torch.enable_grad():
+            return torch.autograd.grad(F.silu(gate) * up, (gate, up), grad * Kernel.factor)
+
+    backwards, factor = 0, 1.0
+
+
+@pytest.mark.parametrize(("factor", "taken"), [(1.0, True), (3.0, False)])
+def test_a_librarys_kernel_is_taken_only_if_its_gradients_are_right(
+    monkeypatch: pytest.MonkeyPatch, factor: float, taken: bool
+) -> None:
+    monkeypatch.setattr(Kernel, "factor", factor)
+    monkeypatch.setattr(
+        elementwise, "_liger", lambda _, module, __: Kernel if module == "swiglu" else None
+    )
+    data, notes = examples(), list[str]()
+    expected = plain(make("Llama"), data)
+    model = make("Llama")
+    prepared = prepare(model, note=notes.append)
+    monkeypatch.setattr(Kernel, "backwards", 0)
+    loss = prepared.target_loss(model, collate(data, np.arange(len(data)), 0, packed=True)).loss
+    assert distance(outcome(model, loss), expected) < 1e-5
+    assert (Kernel.backwards > 0) == taken
+    assert notes == []
+
+
+def test_a_librarys_kernel_that_fails_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    broken = type("Broken", (), {"apply": staticmethod(fails)})
+    monkeypatch.setattr(elementwise, "_liger", lambda *_: broken)
+    model = make("Llama")
+    assert elementwise.install(model) == 7
 
 
 @pytest.mark.parametrize("length", [1, 2, 100, 256, 257, 400])

@@ -4,6 +4,10 @@ A failing rank can't wait for the others in a collective call: they are in anoth
 its failure in the rendezvous store, where a thread of every rank looks once in a while. So a rank
 whose collective call breaks knows why, and one that hangs in it (NCCL does, for many minutes) is
 ended.
+
+A rank that ends without a word is missed: each counts up in the store and watches that the next
+one does. Its failure is then left by the one that misses it, and a store that is gone is missed by
+all.
 """
 
 import threading
@@ -12,28 +16,34 @@ from collections.abc import Callable
 
 from torch.distributed import Store  # type: ignore[attr-defined]
 
-from llm_trainer.failures import Failure
+from llm_trainer.failures import Failure, lost_contact
 
 WAIT_S = 5.0
 """How long a broken call waits for its reason, a reason for its readers, and a reader for its main
 thread to end by itself."""
 LOOK_S = 1.0
-_FAILED = "peftjob/failed"
-_READERS = "peftjob/readers"
+MISSED_S = 300.0
+"""Without a sign of the next rank. Long, for its main thread may keep its others from running."""
+_FAILED = "failed"
+_READERS = "readers"
+_ALIVE = "alive"
 
 
 class Alarm:
     """One rank's end of it.
 
     Args:
-        open_store: A new client of the rendezvous store; a client serves one thread.
-        others: How many other ranks there are.
+        open_store: A new client of the store, of this attempt's keys; a client serves one thread.
+        rank: This process's.
+        world_size: How many ranks there are, more than one.
     """
 
-    def __init__(self, open_store: Callable[[], Store], others: int) -> None:
-        self._open_store = open_store
-        self._store = open_store()
-        self._others = others
+    def __init__(self, open_store: Callable[[], Store], rank: int, world_size: int) -> None:
+        # Both are opened while rank 0 is known to be there: a thread that had to connect to one
+        # that is gone would try for as long as replicas may take to come.
+        self._store, self._seen = open_store(), open_store()
+        self._rank = rank
+        self._world_size = world_size
         self._failure: Failure | None = None
         self._own = False
         self._closed = threading.Event()
@@ -45,10 +55,11 @@ class Alarm:
         """Leave this rank's failure, and give the others a moment to read it: rank 0 hosts the
         store, which ends with it."""
         self._own = True
+        others = self._world_size - 1
         try:
             self._store.set(_FAILED, failure.to_json())
             deadline = time.monotonic() + WAIT_S
-            while time.monotonic() < deadline and self._store.add(_READERS, 0) < self._others:
+            while time.monotonic() < deadline and self._store.add(_READERS, 0) < others:
                 time.sleep(0.05)
         except RuntimeError:
             return  # The store went with rank 0, and so did the readers.
@@ -72,18 +83,34 @@ class Alarm:
             self._thread.join(WAIT_S)
 
     def _listen(self, stop: Callable[[Failure], None]) -> None:
+        failure: Failure | None = None
         try:
-            store = self._open_store()
-            while not store.check([_FAILED]):
-                if self._closed.wait(LOOK_S):
-                    return
-            if self._own:
-                return
-            self._failure = Failure.from_json(store.get(_FAILED))
-            store.add(_READERS, 1)
+            failure = self._look()
         except RuntimeError:
-            return  # Rank 0 has ended, with the store.
+            # Rank 0 has ended, with the store. A call that breaks of it is told what it says.
+            failure = lost_contact(self._rank, "the rendezvous store is gone")
         finally:
             self._settled.set()
-        if not self._closed.wait(WAIT_S):
-            stop(self._failure)
+        if failure is not None and not self._own and not self._closed.wait(WAIT_S):
+            stop(failure)
+
+    def _look(self) -> Failure | None:
+        """Wait for a failure of another rank; None where this one has ended before."""
+        store = self._seen
+        following = (self._rank + 1) % self._world_size
+        count, seen = 0, time.monotonic()
+        while not store.check([_FAILED]):
+            if self._closed.wait(LOOK_S):
+                return None
+            store.add(f"{_ALIVE}/{self._rank}", 1)
+            now = store.add(f"{_ALIVE}/{following}", 0)
+            if now != count:
+                count, seen = now, time.monotonic()
+            elif time.monotonic() - seen > MISSED_S:
+                missed = lost_contact(self._rank, f"no sign of rank {following}")
+                store.set(_FAILED, missed.to_json())
+        if self._own:
+            return None
+        self._failure = Failure.from_json(store.get(_FAILED))
+        store.add(_READERS, 1)
+        return self._failure

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from peftjob.errors import PeftJobError
+from peftjob.errors import PeftJobError, RetryableError
 
 ERROR_DIR_ENV = "PEFTJOB_ERROR_DIR"
 """Names the folder in which the launcher looks for its workers' errors."""
@@ -62,6 +62,15 @@ def describe(error: BaseException) -> Failure:
     return Failure(line=line, exit_code=code, details=details, time=time.time())
 
 
+def lost_contact(rank: int, reason: str) -> Failure:
+    """What `rank` says of another one that is gone."""
+    error = RetryableError(
+        f"rank {rank} lost contact with another rank, which has ended without a word (memory? a "
+        f"node gone?); that rank's log may say why ({' '.join(reason.split())[:200]})"
+    )
+    return Failure(line=str(error), exit_code=error.exit_code, root=False, time=time.time())
+
+
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or "no message"
 
@@ -72,6 +81,12 @@ def write(folder: Path, rank: int, failure: Failure) -> None:
     beside = path.with_suffix(".tmp")
     beside.write_text(failure.to_json())
     beside.replace(path)
+
+
+def clear(folder: Path) -> None:
+    """Forget what was left."""
+    for path in folder.glob("*.json"):
+        path.unlink(missing_ok=True)
 
 
 def first_cause(folder: Path) -> Failure | None:

@@ -111,6 +111,11 @@ def _commands(argv: Sequence[str], env: Mapping[str, str], error_dir: Path) -> l
     nnodes = env.get("PET_NNODES", "1")
     if ":" in nnodes or env.get("PET_RDZV_BACKEND", "static") != "static":
         base["PET_NPROC_PER_NODE"] = str(nproc)
+        # Its logs lie in the temporary folder else, and stay there.
+        base.setdefault("PET_LOG_DIR", str(error_dir))
+        # torch 2.13 tells a replica that joins later no address where the store is shared: rank 0
+        # leaves it in the first round only.
+        base["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
         return [([sys.executable, "-m", "llm_trainer.elastic", *argv], base)]
     node = env.get("PET_NODE_RANK", "0")
     if not (nnodes.isdigit() and node.isdigit() and int(node) < int(nnodes)):
@@ -124,8 +129,7 @@ def _commands(argv: Sequence[str], env: Mapping[str, str], error_dir: Path) -> l
         # Without these, no library sets up communication for a process that is alone.
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             base.pop(name, None)
-        # One process trains on one GPU: of several that it can see, transformers would make a
-        # DataParallel, which TRL refuses.
+        # One process trains on one GPU: nothing is to be set up on another that it can see.
         base["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
         return [(command, base)]
     address = env.get("PET_MASTER_ADDR") or env.get("MASTER_ADDR")

@@ -26,6 +26,8 @@ from peftjob.spec import PeftJobSpec
 
 STATE_FOLDER = Path(INPUTS_STATE_DIR).name
 DATASET_MANIFEST = "dataset.json"
+CACHE_FOLDER = "tokenised"
+"""Beside the checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +40,21 @@ class Job:
     state_dir: Path
     """What the storage initializer left about the inputs."""
     output_dir: Path
-    """Written by rank 0 only; the other replicas need not have it."""
+    """Results and checkpoints, of rank 0 only; the other replicas need not have it."""
     registry_dir: Path | None
     """The local cluster's embedded registry, or None."""
     debug: bool
+
+    @property
+    def cache_dir(self) -> Path | None:
+        """Where tokenised rows are kept; None where this replica has no output folder."""
+        return self.output_dir / CACHE_FOLDER if self.output_dir.is_dir() else None
+
+    @property
+    def dataset_manifest(self) -> Path | None:
+        """The storage initializer's, of the dataset; None where the dataset is another folder."""
+        is_fetched = self.dataset_dir.absolute() == self.state_dir.parent.absolute() / "dataset"
+        return self.state_dir / DATASET_MANIFEST if is_fetched else None
 
 
 class _Parser(argparse.ArgumentParser):

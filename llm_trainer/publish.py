@@ -56,7 +56,8 @@ def save(job: Job, model: Any, trained: Trained) -> Path:
 
     folder = job.output_dir / ADAPTER_DIR
     beside = job.output_dir / f".{ADAPTER_DIR}.{os.getpid()}"
-    shutil.rmtree(beside, ignore_errors=True)
+    for left in job.output_dir.glob(f".{ADAPTER_DIR}.*"):
+        shutil.rmtree(left, ignore_errors=True)
     beside.mkdir(parents=True)
     exported = export(model)
     save_file(exported.weights, beside / "adapter_model.safetensors", metadata={"format": "pt"})
@@ -84,10 +85,13 @@ def save(job: Job, model: Any, trained: Trained) -> Path:
         path.chmod(0o644)
         _sync(path)
     beside.chmod(0o755)
+    _sync(beside)
     shutil.rmtree(folder, ignore_errors=True)
     beside.rename(folder)
     pending = {"metrics": dict(trained.metrics), "timings": dict(trained.timings)}
     _write_json(job.output_dir / PENDING_FILE, pending)
+    _sync(job.output_dir / PENDING_FILE)
+    _sync(job.output_dir)
     return folder
 
 
@@ -177,5 +181,9 @@ def _write_json(path: Path, data: Any) -> None:
 
 
 def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """A file's content, or a folder's names, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

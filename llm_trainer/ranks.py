@@ -8,7 +8,6 @@ Two ways by which an error on one rank becomes the same error on all:
 
 import os
 import socket
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from llm_trainer.alarm import Alarm
-from llm_trainer.failures import Failure, describe
+from llm_trainer.failures import Failure, describe, lost_contact
 from peftjob.errors import RetryableError
 
 JOIN_TIMEOUT = timedelta(minutes=30)
@@ -57,6 +56,9 @@ class Ranks:
     def together(self) -> Iterator[None]:
         """Run a step on every rank; if one fails, all raise that rank's error.
 
+        What makes a collective call inside of it calls `agree` before: a rank that has failed is
+        not there any more.
+
         Raises:
             StopTogetherError: with the lowest failing rank's error.
         """
@@ -64,6 +66,8 @@ class Ranks:
         cause: Exception | None = None
         try:
             yield
+        except StopTogetherError:
+            raise  # By `agree`: all have it.
         except Exception as err:
             error, cause = describe(err), err
         errors: list[Failure | None] = [error]
@@ -73,6 +77,15 @@ class Ranks:
         first = next((e for e in errors if e is not None), None)
         if first is not None:
             raise StopTogetherError(first) from cause
+
+    def agree(self) -> None:
+        """Go on together, or raise what has failed on any rank in the step at hand.
+
+        Raises:
+            StopTogetherError: as `together`, whose exchange this is.
+        """
+        with self.together():
+            pass
 
     def sum(self, values: list[float]) -> list[float]:
         """The sums over all ranks, in double precision."""
@@ -108,19 +121,11 @@ class Ranks:
     def explain(self, err: Exception) -> Failure:
         """Why this rank can't go on: its own error, told to the others, or another rank's."""
         if self.alarm is not None and _broken_collective(err):
-            return self.alarm.heard() or _lost_contact(self.rank, err)
+            return self.alarm.heard() or lost_contact(self.rank, str(err))
         failure = describe(err)
         if self.alarm is not None:
             self.alarm.ring(failure)
         return failure
-
-
-def _lost_contact(rank: int, err: Exception) -> Failure:
-    error = RetryableError(
-        f"rank {rank} lost contact with another rank, which has ended without a word (memory? a "
-        f"node gone?); that rank's log may say why ({' '.join(str(err).split())[:200]})"
-    )
-    return Failure(line=str(error), exit_code=error.exit_code, root=False, time=time.time())
 
 
 def _broken_collective(err: Exception) -> bool:
@@ -133,8 +138,8 @@ def _broken_collective(err: Exception) -> bool:
     )
 
 
-def _store_client(world_size: int) -> TCPStore:
-    return TCPStore(
+def _store_client(world_size: int, attempt: str) -> Store:
+    client = TCPStore(
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         world_size,
@@ -142,6 +147,8 @@ def _store_client(world_size: int) -> TCPStore:
         wait_for_workers=False,
         timeout=JOIN_TIMEOUT,
     )
+    # torchrun's store outlives its workers, and with it what they have left there.
+    return PrefixStore(f"peftjob/{attempt}", client)
 
 
 def join() -> Ranks:
@@ -163,7 +170,9 @@ def join() -> Ranks:
     try:
         dist.init_process_group("nccl" if cuda else "gloo", timeout=JOIN_TIMEOUT)
         control = dist.new_group(backend="gloo") if cuda else dist.group.WORLD
-        alarm = Alarm(lambda: _store_client(world_size), world_size - 1)
+        attempt = [os.urandom(8).hex()]
+        dist.broadcast_object_list(attempt, src=0, group=control)
+        alarm = Alarm(lambda: _store_client(world_size, attempt[0]), rank, world_size)
     except (dist.DistError, RuntimeError, ValueError) as err:
         where = f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}"
         text = " ".join(str(err).split())[:300]

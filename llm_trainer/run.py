@@ -30,6 +30,8 @@ def run(job: Job, ranks: Ranks, *, started: float) -> None:
     if ranks.world_size > 1:
         # The others have nothing to do with the publication, and need not wait for it.
         dist.barrier(group=ranks.control)
+        assert ranks.alarm is not None
+        ranks.alarm.close()
         dist.destroy_process_group()
     if ranks.is_main:
         finish(job, trained)
@@ -83,18 +85,19 @@ def _say(loop: Loop, ranks: Ranks) -> None:
 
 
 def _metrics(loop: Loop) -> dict[str, object]:
+    made = loop.evaluations
     metrics: dict[str, object] = {
         "steps": loop.step,
         "tokens": loop.meter.tokens,
         "rows_per_step": loop.plan.rows_per_step,
         "train_loss": loop.meter.loss,
     }
-    for when, evaluation in (("before", loop.first), ("after", loop.last)):
+    for when, evaluation in (("before", made.first), ("after", made.last)):
         metrics[f"eval_loss_{when}"] = None if evaluation is None else evaluation.loss
         metrics[f"eval_perplexity_{when}"] = None if evaluation is None else evaluation.perplexity
         metrics[f"eval_accuracy_{when}"] = None if evaluation is None else evaluation.accuracy
     if loop.training.load_best_model_at_end:
-        metrics["best_step"] = loop.stopping.best_step
+        metrics["best_step"] = made.best_step
     if loop.samples is not None and (samples := loop.samples.to_metrics()):
         metrics["samples"] = samples
     return metrics

@@ -26,6 +26,7 @@ _PR_SET_PDEATHSIG = 1
 def main(argv: Sequence[str]) -> int:
     """Work on the job; the exit code."""
     _end_with_parent()
+    _forget_earlier_attempts()
     try:
         failure = _work(argv)
     except PeftJobError as err:
@@ -60,6 +61,13 @@ def _work(argv: Sequence[str]) -> Failure | None:
         if ranks.alarm is not None:
             ranks.alarm.close()
     return None
+
+
+def _forget_earlier_attempts() -> None:
+    """Under torchrun, workers that were started again: how their forerunners ended is history."""
+    folder = os.environ.get(ERROR_DIR_ENV)
+    if folder is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+        failures.clear(Path(folder))
 
 
 def _leave_out_bitsandbytes(job: Job) -> None:

@@ -78,11 +78,14 @@ def resources(value: Any) -> dict[str, Any]:
         amounts = {k.lower(): str(v) for k, v in value.items()}
         if "gpu" in amounts:
             amounts["nvidia.com/gpu"] = amounts.pop("gpu")
-        return {"requests": amounts, "limits": amounts}
-    return {
+        # Kubernetes knows no such resource: it is for the estimate.
+        memory = amounts.pop("gpu_memory", None)
+        return {"requests": amounts, "limits": amounts, "gpu_memory": memory}
+    sides: dict[str, Any] = {
         key: {k: str(v) for k, v in (getattr(value, key) or {}).items()}
         for key in ("requests", "limits")
     }
+    return {**sides, "gpu_memory": getattr(value, "gpu_memory", None)}
 
 
 def variables(where: str, value: Variables) -> list[dict[str, Any]]:

@@ -67,6 +67,36 @@ def architecture_of(
         return architecture.from_shapes(config, shapes, task=task, labels=labels)
 
 
+def on_this_machine(
+    source: BaseModelSource, env: Mapping[str, str] | None = None
+) -> BaseModelSource | None:
+    """The base model as a folder here, which is read without a network; None where there is none.
+
+    A folder that file:// names, or what the Hub's own cache holds of a repository.
+    """
+    if source.source.startswith("file://"):
+        return source
+    scheme, _, name = source.source.partition("://")
+    if scheme != "hf":
+        return None
+    # Imported here: half a second, which most of who import the client need not wait for.
+    import huggingface_hub
+
+    try:
+        found = huggingface_hub.try_to_load_from_cache(
+            name,
+            "config.json",
+            cache_dir=(os.environ if env is None else env).get("HF_HUB_CACHE"),
+            revision=source.revision,
+        )
+    except ValueError:
+        return None
+    # Not a path where the cache knows that the repository has no such file.
+    if not isinstance(found, str):
+        return None
+    return BaseModelSource(source=Path(found).parent.absolute().as_uri())
+
+
 def _listing(source: BaseModelSource, env: Mapping[str, str]) -> dict[str, RemoteFile]:
     with tempfile.TemporaryDirectory() as scratch:
         request = Request(

@@ -4,6 +4,7 @@ Everything else (get_job, list_jobs, wait_for_job_conditions, get_job_logs, …)
 on a Kubernetes cluster or on a LocalCluster.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,9 +13,9 @@ from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
 from kubernetes.client import ApiException, Configuration
 
-from peftjob import arguments, contract, estimate, inference, manifest
+from peftjob import arguments, contract, estimate, inference, local_data, manifest
 from peftjob.arguments import Variables
-from peftjob.base_model import architecture_of
+from peftjob.base_model import architecture_of, on_this_machine
 from peftjob.errors import ConflictError, JobError, ModelError, SourceError
 from peftjob.job import Job, api_message
 from peftjob.local import LocalCluster
@@ -27,6 +28,8 @@ from peftjob.spec import (
     RunPolicy,
     Storage,
 )
+
+log = logging.getLogger("peftjob")
 
 COLLECTION_WAIT_S = 60.0
 """How long claims of a deleted job of the same name may take to go."""
@@ -95,6 +98,8 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         classes, these are taken too:
 
         Args:
+            resources_per_worker: As the stock client has it, and `gpu_memory` (24Gi, or the name of
+                a GPU): a job that can't fit is refused.
             model_provider_parameters: A URI, a BaseModelSource, or HuggingFaceModelParams.
             dataset_provider_parameters: A URI, a DatasetSource, or HuggingFaceDatasetParams.
             trainer_parameters: TrainerParams, or HuggingFaceTrainerParams; None takes defaults.
@@ -149,10 +154,12 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
 
         Raises:
             OutOfMemoryError: the job can't fit into the memory that its resources name.
+            DataError: the dataset is on this machine, and rows of it can't be trained on.
             ConflictError, JobError: as `train` does.
         """
         namespace = spec.namespace
         _check_fits(spec)
+        local_data.check(spec)
         if self._job_uid(spec.name, namespace):
             raise ConflictError(
                 f"a job {spec.name!r} is there already; choose another name or delete it first"
@@ -297,14 +304,25 @@ def _check_fits(spec: PeftJobSpec) -> None:
     """
     local = estimate.processes_of_replica(spec)
     device = estimate.device_of(spec.resources, processes=local)
-    if not spec.base_model.source.startswith("file://") or device.memory_bytes is None:
+    if device.memory_bytes is None:
         return
-    try:
-        model = architecture_of(spec.base_model, task=spec.task, labels=spec.num_labels or 2)
-    except (SourceError, ModelError):
-        # The path may be one of the container's. What is wrong with the model is said there.
-        return
-    estimate.estimate(spec, model, device=device)
+    reason = "it is not on this machine"
+    folder = on_this_machine(spec.base_model)
+    if folder is not None:
+        try:
+            model = architecture_of(folder, task=spec.task, labels=spec.num_labels or 2)
+        except (SourceError, ModelError) as err:
+            # The path may be one of the container's. What is wrong with the model is said there.
+            reason = str(err)
+        else:
+            estimate.estimate(spec, model, device=device)
+            return
+    log.warning(
+        "%s: whether %s fits into the memory is seen when the job starts, not now: %s",
+        spec.name,
+        spec.base_model.source,
+        reason,
+    )
 
 
 def _refused(kind: str, name: str, err: ApiException) -> ConflictError | JobError:

@@ -9,6 +9,7 @@ training_arguments, errors and contract.
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -243,6 +244,32 @@ class PeftJobSpec(Part):
             )
         return namespace
 
+    @model_validator(mode="after")
+    def _fields_belong_to_the_task(self) -> Self:
+        wrong = next(self._out_of_place(), None)
+        if wrong is not None:
+            raise ValueError(wrong)
+        return self
+
+    def _out_of_place(self) -> Iterator[str]:
+        """Fields that mean nothing to the task: who sets them takes it for another."""
+        task, training = self.task, self.training
+        if self.num_labels is not None and not task.endswith("-classification"):
+            yield f"num_labels: a model for {task} has none; leave it out"
+        if task == "image-classification" and training.neftune_noise_alpha is not None:
+            yield "training.neftune_noise_alpha: is noise on tokens; pictures have none"
+        if self.num_labels == 1 and training.label_smoothing_factor:
+            yield "training.label_smoothing_factor: num_labels 1 predicts a number, not a label"
+        if task == "causal-lm":
+            return
+        for field, is_set in (
+            ("base_model.chat_template", self.base_model.chat_template is not None),
+            ("training.train_on", training.train_on != "completion"),
+            ("training.prompts", bool(training.prompts)),
+        ):
+            if is_set:
+                yield f"{field}: is for task causal-lm, and the task is {task}; leave it out"
+
     @classmethod
     def parse(cls, data: Any) -> Self:
         """Make a spec of plain data.
@@ -288,7 +315,8 @@ def _problems(err: ValidationError) -> list[str]:
             message = item["msg"].removeprefix("Value error, ")
             if item["type"] != "value_error" and not isinstance(item["input"], dict | list):
                 message += f" (got {item['input']!r})"
-        lines.append(f"{path}: {message}")
+        # A rule about several fields names them itself.
+        lines.append(message if not loc and item["type"] == "value_error" else f"{path}: {message}")
     return lines
 
 

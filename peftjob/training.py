@@ -50,8 +50,6 @@ class Training(Part):
     parallel: Literal["auto", "ddp", "fsdp"] = "auto"
     """ddp: the base model whole on every process. fsdp: its weights shared out among them. auto
     takes ddp where the estimate says that it fits."""
-    torch_compile: bool | None = None
-    """Compile the blocks; None does so on a GPU for trainings of at least some hundred steps."""
 
     optim: str = "adamw_torch"
     """An optimiser of transformers' OptimizerNames."""

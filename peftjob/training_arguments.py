@@ -146,6 +146,10 @@ DECIDED: dict[str, str] = {
         _DEVICES,
     ),
     **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode", "torchdynamo"),
+        "operations are fused without a compiler, which would start anew for each length",
+    ),
+    **dict.fromkeys(
         ("use_liger_kernel", "liger_kernel_config", "use_cache"),
         "fast kernels are used where they are installed and give the same result",
     ),
@@ -175,9 +179,6 @@ ONLY: dict[str, tuple[tuple[Any, ...], str]] = {
         ("random", "group_by_length", "batch_rebalance"),
         "use dataset.shuffle: false for the files' order",
     ),
-    "torch_compile_backend": (("inductor",), "inductor compiles; use torch_compile"),
-    "torch_compile_mode": (("default",), "the default mode compiles; use torch_compile"),
-    "torchdynamo": ((), "use torch_compile"),
     "split_batches": ((), "per_device_train_batch_size counts the rows of one process"),
     "past_index": ((-1,), "no model that needs it can be trained"),
     "model_init_kwargs": ((), "use training.dtype, base_model and method for what it would say"),
@@ -236,7 +237,6 @@ TRANSLATED = frozenset(
         "eval_steps",
         "save_steps",
         "gradient_checkpointing",
-        "torch_compile",
         "max_length",
         "report_to",
     )

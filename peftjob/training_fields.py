@@ -95,8 +95,6 @@ def _hardware(given: Mapping[str, Any], fields: dict[str, Any]) -> None:
         fields["dtype"] = "bfloat16"
     if given.get("gradient_checkpointing") or given.get("activation_checkpointing"):
         fields["gradient_checkpointing"] = True
-    if given.get("torch_compile"):
-        fields["torch_compile"] = True
     if given.get("fsdp"):
         fields["parallel"] = "fsdp"
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from llm_trainer.data.store import MANIFEST, UNFINISHED, DamagedError, Store
+from llm_trainer.data.store import MANIFEST, DamagedError, Store, unfinished
 
 log = logging.getLogger("llm_trainer")
 
@@ -117,9 +117,10 @@ def _kept(folder: Path, lock: Any, write: Callable[[Path], None]) -> Store:
         with _held(lock) as alone:
             if _stamp(folder) != seen:
                 continue  # Another process has made it meanwhile.
-            if alone:
-                for left in folder.parent.glob(f"{UNFINISHED}{folder.name}.*"):
-                    shutil.rmtree(left, ignore_errors=True)
+            for left in unfinished(folder) if alone else ():
+                shutil.rmtree(left, ignore_errors=True)
+            # What is damaged; a whole one is never taken from under those who have mapped it.
+            shutil.rmtree(folder, ignore_errors=True)
             write(folder)
             return Store.open(folder, verify=False)
 

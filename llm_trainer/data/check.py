@@ -17,7 +17,7 @@ import numpy.typing as npt
 from llm_trainer.data import rows
 from llm_trainer.data.chat import TrainOn
 from llm_trainer.data.encode import Encoded, Encoder
-from llm_trainer.data.files import SUFFIXES, Selection, select
+from llm_trainer.data.files import select_path
 from llm_trainer.data.read import Problem
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
@@ -117,7 +117,7 @@ def check(
         ModelError: the tokenizer has no EOS token.
     """
     encoder = Encoder(tokenizer, max_length=max_length, train_on=train_on)
-    root, selection = _selected(path, source)
+    root, selection = select_path(path, source)
     paths = (*selection.train, *selection.held_out)
 
     def samples() -> Iterator[rows.Sample | Problem]:
@@ -146,19 +146,6 @@ def check(
         problems=tuple(seen.problems),
         problem_count=seen.problem_count,
     )
-
-
-def _selected(path: Path, source: DatasetSource) -> tuple[Path, Selection]:
-    if path.is_dir():
-        return path, select(path, source)
-    if not path.exists():
-        raise DataError(f"{path} is not there")
-    if path.suffix.lower() not in SUFFIXES:
-        raise DataError(
-            f"{path.name} is no data file by its name; what can be read are {', '.join(SUFFIXES)} "
-            "and folders of datasets' save_to_disk"
-        )
-    return path.parent, Selection((path,), ())
 
 
 class _Seen:

@@ -72,6 +72,24 @@ def select(root: Path, source: DatasetSource) -> Selection:
     return Selection(tuple(train), tuple(held_out), start, stop)
 
 
+def select_path(path: Path, source: DatasetSource) -> tuple[Path, Selection]:
+    """A dataset's folder and the files of it that are meant, or a file's folder and that file.
+
+    Raises:
+        DataError: there are none.
+    """
+    if path.is_dir():
+        return path, select(path, source)
+    if not path.exists():
+        raise DataError(f"{path} is not there")
+    if path.suffix.lower() not in SUFFIXES:
+        raise DataError(
+            f"{path.name} is no data file by its name; what can be read are {', '.join(SUFFIXES)} "
+            "and folders of datasets' save_to_disk"
+        )
+    return path.parent, Selection((path,), ())
+
+
 def data_files(root: Path) -> list[Path]:
     """Every file of rows in the folder and its folders, sorted."""
     found = []

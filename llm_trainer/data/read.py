@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import pyarrow as pa
-
 from llm_trainer.data import tables
 from llm_trainer.data.fields import one_line
 from llm_trainer.data.json_stream import VALUE_LIMIT, BrokenJsonError, Values
@@ -65,10 +63,8 @@ def read(path: Path) -> Numbered:
         yield number + 1, Problem(f"is not CSV: {err}; the file was not read on")
     except RecursionError:
         yield number + 1, Problem("is nested too deeply; the file was not read on")
-    except (pa.ArrowException, OSError, MemoryError) as err:
-        # A damaged file of Arrow's may ask for any amount of memory.
-        reason = " ".join(str(err).split())[:200] or "it asks for more memory than there is"
-        yield number and number + 1, Problem(f"can't be read: {reason}")
+    except (tables.DamagedTableError, OSError) as err:
+        yield number and number + 1, Problem(f"can't be read: {' '.join(str(err).split())}")
 
 
 def _read_jsonl(path: Path) -> Numbered:
@@ -218,7 +214,7 @@ def _wrong_text(value: str) -> str | None:
 
 def _read_table(path: Path) -> Numbered:
     for number, row in enumerate(tables.rows(path), start=1):
-        yield number, row if isinstance(row, dict) else Problem("is not UTF-8", row.column)
+        yield number, row if isinstance(row, dict) else Problem(row.what, row.column)
 
 
 _READERS: dict[str, Callable[[Path], Numbered]] = {

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from llm_trainer.data.columns import Columns, check_names
-from llm_trainer.data.fields import FieldError, string
+from llm_trainer.data.fields import FieldError, required, string
 from llm_trainer.data.messages import Message, messages, tools, with_assistant
 from llm_trainer.data.read import Problem, Row, read
 from llm_trainer.data.tokens import tokens
@@ -26,6 +26,7 @@ from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
 
 SHOWN_PROBLEMS = 20
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,26 @@ def samples(
         raise DataError(f"{', '.join(names)} has no rows" if names else "there are no files")
 
 
+def without_problems(items: Iterable[_T | Problem]) -> Iterator[_T]:
+    """The items, up to the first problem; from there on, problems are collected.
+
+    Raises:
+        RowsError: at the end, if there were any.
+    """
+    shown: list[str] = []
+    count = total = 0
+    for item in items:
+        total += 1
+        if isinstance(item, Problem):
+            count += 1
+            if len(shown) < SHOWN_PROBLEMS:
+                shown.append(item.text)
+        elif not count:
+            yield item
+    if count:
+        raise RowsError(shown, count, total)
+
+
 def _samples(
     path: Path, name: str, mapping: Mapping[str, str], vocab_size: int | None
 ) -> Iterator[Sample | Problem]:
@@ -172,7 +193,7 @@ def _turns(row: Row, where: str, *, column: str) -> Sample:
 
 
 def _completion(row: Row, where: str) -> Sample:
-    if isinstance(row["prompt"], list) or isinstance(row["completion"], list):
+    if isinstance(required(row, "prompt"), list) or isinstance(required(row, "completion"), list):
         prompt = messages(row, "prompt")
         completion = with_assistant(messages(row, "completion"), "completion")
         return Conversation(prompt + completion, where, len(prompt), tools(row))

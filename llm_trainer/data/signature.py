@@ -1,10 +1,11 @@
 """What a file is by its first bytes, where that is not what its name says."""
 
+import re
 from pathlib import Path
 
-_TEXT = (".jsonl", ".json", ".csv")
 _PACKED = "is compressed ({}); unpack it first"
-_SIGNATURES = (
+_PAGE = "is a web page, not data; was it downloaded without a login?"
+_BINARY = (
     (b"\x1f\x8b", _PACKED.format("gzip")),
     (b"\x28\xb5\x2f\xfd", _PACKED.format("zstd")),
     (b"\xfd7zXZ\x00", _PACKED.format("xz")),
@@ -15,10 +16,16 @@ _SIGNATURES = (
     (b"SQLite format 3\x00", "is an SQLite database; export its table as CSV or JSON lines"),
     (b"\xff\xfe", "is UTF-16; save it as UTF-8"),
     (b"\xfe\xff", "is UTF-16; save it as UTF-8"),
-    (b"version https://git-lfs", "is a pointer of Git LFS, not the file: fetch it (git lfs pull)"),
-    (b"<!DOCTYPE html", "is a web page, not data; was it downloaded without a login?"),
-    (b"<html", "is a web page, not data; was it downloaded without a login?"),
 )
+"""None is how an Arrow stream begins: with four bytes 0xff or, from old writers, with a length that
+four divides."""
+_TEXT = (
+    (b"version https://git-lfs", "is a pointer of Git LFS, not the file: fetch it (git lfs pull)"),
+    (b"<!doctype html", _PAGE),
+    (b"<html", _PAGE),
+)
+"""In small letters."""
+_NO_TEXT = re.compile(rb"[^\t\n\r -~]")
 _LONGEST = 32
 
 
@@ -30,20 +37,17 @@ def wrong_kind(path: Path) -> str | None:
     """
     with path.open("rb") as file:
         start = file.read(_LONGEST)
-    suffix = path.suffix.lower()
     if not start:
         return "is empty"
+    suffix = path.suffix.lower()
     right = {".parquet": b"PAR1", ".arrow": b"ARROW1"}.get(suffix)
     if right is not None and start.startswith(right):
         return None
-    for signature, what in _SIGNATURES:
-        if start.lower().startswith(signature.lower()) and (suffix in _TEXT or _is_long(signature)):
+    # A table may have a column that is called PAR1.
+    known = _BINARY if _NO_TEXT.search(start) else _TEXT
+    for signature, what in known:
+        if start.startswith(signature) or (known is _TEXT and start.lower().startswith(signature)):
             return what
     if suffix == ".parquet":
         return f"is no Parquet file: it begins with {start[:4]!r}, not {right!r}"
     return None
-
-
-def _is_long(signature: bytes) -> bool:
-    """Whether an Arrow stream, which begins with a length, can't begin so by chance."""
-    return len(signature) > 3

@@ -10,13 +10,16 @@ a process is killed. A column is mapped into memory, and the kernel reads what i
 """
 
 import contextlib
+import errno
+import glob
 import hashlib
 import json
 import mmap
 import os
+import platform
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -37,8 +40,6 @@ FORGET_ROWS = 64
 """Rows looked at before the mapped pages are given up. What is mapped counts as the process's
 memory although the kernel could take it back, and a look at a row maps some hundred KiB around it.
 The pages stay in the kernel's cache: to map one again takes a microsecond."""
-UNFINISHED = ".unfinished-"
-"""Begins the names of folders that are being written, or that a killed process has left."""
 
 
 class DamagedError(Exception):
@@ -61,7 +62,7 @@ class Writer:
         """Begin a store.
 
         Args:
-            folder: of the whole store; one that is there is replaced.
+            folder: of the whole store; one that is there by the end stays, and this one goes away.
             tokens: name → dtype of the columns with a value a token.
             rows: name → dtype of the columns with a value a row.
 
@@ -69,7 +70,7 @@ class Writer:
             PermanentError: the disk does not take it, also from `add` and `finish`.
         """
         self.folder = folder
-        self._beside = folder.with_name(f"{UNFINISHED}{folder.name}.{uuid.uuid4().hex}")
+        self._beside = folder.with_name(f"{_unfinished_prefix(folder)}{uuid.uuid4().hex}")
         self._tokens = {name: np.dtype(dtype) for name, dtype in tokens.items()}
         self._rows = {name: np.dtype(dtype) for name, dtype in (rows or {}).items()}
         self._end = 0
@@ -132,8 +133,8 @@ class Writer:
             text.write(np.frombuffer(json.dumps(manifest, indent=1).encode(), np.uint8))
             text.finish()
             _sync(self._beside)
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self._beside.rename(self.folder)
+            with _unless_there():
+                self._beside.rename(self.folder)
             _sync(self.folder.parent)
 
     def __enter__(self) -> Self:
@@ -225,6 +226,26 @@ class Store:
         """Give up the mapped pages; views stay good, and are read again when looked at."""
         for held in self._maps:
             held.madvise(mmap.MADV_DONTNEED)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Folders in which this machine writes the store `folder`, or did until it was killed."""
+    return list(folder.parent.glob(f"{glob.escape(_unfinished_prefix(folder))}*"))
+
+
+def _unfinished_prefix(folder: Path) -> str:
+    # Machines may share a volume whose locks are each machine's own.
+    return f".unfinished-{folder.name}.{platform.node()}."
+
+
+@contextlib.contextmanager
+def _unless_there() -> Iterator[None]:
+    """A folder is not renamed onto another: whoever was quicker may have it mapped already."""
+    try:
+        yield
+    except OSError as err:
+        if err.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 class _Disk:

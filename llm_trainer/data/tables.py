@@ -15,21 +15,40 @@ _BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
-class NotText:
-    """In the place of a row: a column of text that is not UTF-8."""
+class Unreadable:
+    """In the place of a row: a column of it that is damaged, or that Python has no value for."""
 
     column: str
+    what: str
 
 
-def rows(path: Path) -> Iterator[dict[str, Any] | NotText]:
+class DamagedTableError(Exception):
+    """The file can't be read on; the text says why."""
+
+
+def rows(path: Path) -> Iterator[dict[str, Any] | Unreadable]:
     """The rows of a .parquet or .arrow file.
 
     Raises:
-        pyarrow.ArrowException: the file is damaged.
-        OSError: it is, or can't be read.
+        DamagedTableError: the file is damaged, or names a column twice.
+        OSError: it can't be read.
     """
-    batches = _parquet(path) if path.suffix.lower() == ".parquet" else _arrow(path)
+    try:
+        yield from _rows(_parquet(path) if path.suffix.lower() == ".parquet" else _arrow(path))
+    except OSError:
+        raise
+    except Exception as err:
+        # pyarrow meets damage wherever it lies, with whatever exception is raised there.
+        reason = " ".join(str(err).split())[:200]
+        # A damaged file may ask for any amount of memory.
+        raise DamagedTableError(reason or "it asks for more memory than there is") from err
+
+
+def _rows(batches: Iterator[pa.RecordBatch]) -> Iterator[dict[str, Any] | Unreadable]:
     for batch in batches:
+        names = batch.schema.names
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise DamagedTableError(f"it names the column {twice[0]!r} twice")
         nested = [field.name for field in batch.schema if _has_struct(field.type)]
         for start in range(0, len(batch), BATCH_ROWS):
             for row in _plain(batch.slice(start, BATCH_ROWS)):
@@ -60,21 +79,28 @@ def _arrow(path: Path) -> Iterator[pa.RecordBatch]:
         pages.madvise(mmap.MADV_DONTNEED)
 
 
-def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | NotText]:
+def _plain(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | Unreadable]:
     try:
-        yield from batch.to_pylist()
-    except UnicodeDecodeError:
+        # Arrow reads where a damaged file's offsets lead, into memory of others too.
+        batch.validate(full=True)
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
         for i in range(len(batch)):
             yield _plain_row(batch.slice(i, 1))
+    else:
+        yield from rows
 
 
-def _plain_row(batch: pa.RecordBatch) -> dict[str, Any] | NotText:
+def _plain_row(batch: pa.RecordBatch) -> dict[str, Any] | Unreadable:
     row = {}
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         try:
+            column.validate(full=True)
             row[name] = column[0].as_py()
-        except UnicodeDecodeError:
-            return NotText(name)
+        except (ValueError, OverflowError) as err:
+            reason = " ".join(str(err).split())
+            what = "is not UTF-8" if "UTF8" in reason else f"can't be read: {reason}"
+            return Unreadable(name, what)
     return row
 
 

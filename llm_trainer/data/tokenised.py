@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from llm_trainer.data.encode import Encoded
 from llm_trainer.data.examples import ROWS, TOKENS
 from llm_trainer.data.read import Problem
-from llm_trainer.data.rows import SHOWN_PROBLEMS, RowsError
+from llm_trainer.data.rows import without_problems
 from llm_trainer.data.store import Writer
 
 log = logging.getLogger("llm_trainer")
@@ -35,7 +35,7 @@ def write(folder: Path, encoded: Iterable[Encoded | Problem]) -> None:
     """
     written = _Written()
     with Writer(folder, tokens=TOKENS, rows=ROWS) as writer:
-        good = _without_problems(encoded)
+        good = without_problems(encoded)
         said = time.monotonic()
         while batch := list(islice(good, BATCH_ROWS)):
             written.add(writer, batch)
@@ -84,19 +84,3 @@ class _Written:
 
 def _joined(arrays: list[Any], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return np.concatenate(arrays) if arrays else np.empty(0, dtype)
-
-
-def _without_problems(encoded: Iterable[Encoded | Problem]) -> Iterator[Encoded]:
-    """The rows, up to the first problem; from there on, problems are collected."""
-    shown: list[str] = []
-    count = total = 0
-    for row in encoded:
-        total += 1
-        if isinstance(row, Problem):
-            count += 1
-            if len(shown) < SHOWN_PROBLEMS:
-                shown.append(row.text)
-        elif not count:
-            yield row
-    if count:
-        raise RowsError(shown, count, total)

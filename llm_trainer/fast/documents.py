@@ -33,6 +33,9 @@ class Bounds:
     @contextmanager
     def of(self, bounds: torch.Tensor | None) -> Iterator[None]:
         """While a batch's forward pass runs: (rows + 1,) int32 on the model's device, or None."""
+        if bounds is not None and bounds.is_cuda:
+            # Once a batch, not in every layer: the kernel wants a number, for which the GPU waits.
+            bounds.longest = int(bounds.diff().max())  # type: ignore[attr-defined]
         before, self._now = self._now, bounds
         try:
             yield
@@ -66,12 +69,18 @@ def uninstall(model: nn.Module, name: str) -> None:
             config._attn_implementation = name
 
 
-def mask(*args: Any, **kwargs: Any) -> torch.Tensor | None:
+def mask(*args: Any, local_size: int | None = None, **kwargs: Any) -> torch.Tensor | None:
     """The bounds of a packed batch in the place of a mask, else transformers' mask."""
-    if BOUNDS.now is not None:
-        return BOUNDS.now
-    made: torch.Tensor | None = sdpa_mask(*args, **kwargs)
-    return made
+    bounds = BOUNDS.now
+    if bounds is None:
+        made: torch.Tensor | None = sdpa_mask(*args, local_size=local_size, **kwargs)
+        return made
+    # A tensor of its own: layers of one model may have masks of several kinds.
+    named: Any = bounds.view_as(bounds)
+    named.local_size = local_size
+    named.longest = getattr(bounds, "longest", None)
+    returned: torch.Tensor = named
+    return returned
 
 
 def attention(
@@ -105,6 +114,9 @@ def attention(
             **kwargs,
         )
         return done
+    if attention_mask.local_size != sliding_window:  # type: ignore[attr-defined]
+        # In chunks, for one. Rows as short as those of the proof would not show it.
+        raise NotImplementedError("a mask that its attention is not told of")
     unknown = [name for name in ("s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown or dropout or not getattr(module, "is_causal", True):
         raise NotImplementedError(", ".join(unknown) or "attention with dropout or looking ahead")

@@ -175,6 +175,8 @@ class _ChunkedLoss(torch.autograd.Function):
             if factor != 1.0:
                 p.mul_(factor)
             torch.mm(p.to(states.dtype), weight, out=grad[part])
+            # Else they would live on while the next chunk's are made.
+            del logits, wide, p, slope
         ctx.save_for_backward(grad)
         ctx.mark_non_differentiable(correct)
         return loss, correct

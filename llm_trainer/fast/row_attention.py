@@ -131,15 +131,20 @@ def _probabilities(
         s = s.clone()
     seen = s.view(K, G, N, M)
     if window is None or window >= M:
-        seen[..., M - N :].add_(_bias(N, N, None, s.dtype))
+        seen[..., M - N :].add_(_bias(0, None, s.dtype)[:N, :N])
     else:
-        seen.add_(_bias(N, M, window, s.dtype))
+        seen.add_(_bias(M - N, window, s.dtype)[:N, :M])
     return torch.softmax(s, -1), capped
 
 
-@lru_cache(maxsize=2 * SHORT)
-def _bias(n: int, m: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
-    """(n, m): 0 where the last n of m positions see a position, else -inf."""
-    behind = torch.arange(m - n, m)[:, None] - torch.arange(m)[None, :]
-    hidden = (behind < 0) | (behind >= (window or m))
-    return torch.zeros(n, m, dtype=dtype).masked_fill_(hidden, -math.inf)
+@lru_cache(maxsize=8)
+def _bias(before: int, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+    """(SHORT, before + SHORT): 0 where a position sees a position, else -inf.
+
+    The first `before` positions have no query here. A smaller block is the upper left corner.
+    """
+    behind = torch.arange(before, before + SHORT)[:, None] - torch.arange(before + SHORT)[None, :]
+    hidden = behind < 0
+    if window is not None:
+        hidden |= behind >= window
+    return torch.zeros(behind.shape, dtype=dtype).masked_fill_(hidden, -math.inf)

@@ -15,11 +15,12 @@ def varlen_attention(
 ) -> torch.Tensor:
     """(1, heads, tokens, head size) → (1, tokens, heads, head size); `bounds` as documents has it.
 
-    The flash kernel takes half precision only; anything else goes through SDPA.
+    The flash kernel takes half precision only, and the tokens of the longest row as an attribute
+    of `bounds`; anything else goes through SDPA.
     """
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     if query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] <= 256:
-        longest = int(getattr(bounds, "longest", query.shape[2]))
+        longest = bounds.longest  # type: ignore[attr-defined]
         out = varlen_attn(
             q,
             k,

@@ -28,7 +28,7 @@ from llm_trainer.tasks.pictures import Pictures, Place
 from llm_trainer.tasks.reading import Read, Sample
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
-from peftjob.errors import DataError, ModelError, SpecError
+from peftjob.errors import DataError, ModelError
 from peftjob.estimate import Device
 
 IMAGES = ("image", "file_name", "img")
@@ -87,13 +87,6 @@ class ImageData:
 
 def read(job: Job) -> ImageData:
     """The dataset's pictures, each looked at but not decoded."""
-    if job.spec.training.neftune_noise_alpha is not None:
-        raise SpecError(
-            [
-                "training.neftune_noise_alpha: is noise on tokens, which pictures have not; leave "
-                "it out"
-            ]
-        )
     spool = Pictures(job.dataset_dir)
     if job.dataset_dir.is_dir() and not data_files(job.dataset_dir):
         found = _read_folder(job, spool)

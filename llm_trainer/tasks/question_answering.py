@@ -23,7 +23,7 @@ from llm_trainer.tasks import reading
 from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
-from llm_trainer.tasks.texts import fast_tokenizer, length_limit
+from llm_trainer.tasks.texts import fast_tokenizer, length_limit, token_types
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
@@ -38,9 +38,10 @@ def read(job: Job) -> LabelledData:
     found = reading.read_samples(job, known=COLUMNS, check=_check)
     tokenizer = fast_tokenizer(job.model_dir)
     limit, reason = length_limit(job)
+    types = token_types(job.model_dir)
     return LabelledData(
-        train=_tokenise(found.train, tokenizer, limit),
-        held_out=_tokenise(found.held_out, tokenizer, limit),
+        train=_tokenise(found.train, tokenizer, limit, types=types),
+        held_out=_tokenise(found.held_out, tokenizer, limit, types=types),
         tokenizer=tokenizer,
         limit=reason,
         files=found.files,
@@ -95,21 +96,21 @@ def _check(row: Row) -> Row:
     return {"question": question, "context": context, "answer": (start, start + len(text))}
 
 
-def _tokenise(samples: Sequence[Sample], tokenizer: Any, limit: int) -> Tokenised:
+def _tokenise(samples: Sequence[Sample], tokenizer: Any, limit: int, *, types: bool) -> Tokenised:
     ids, spans, origins = [], [], []
-    types: list[list[int]] = []
+    of_texts: list[list[int]] = []
     problems, divided = [], 0
     for sample in samples:
         try:
-            windows = list(_windows(sample, tokenizer, limit))
+            windows = list(_windows(sample, tokenizer, limit, types=types))
         except FieldError as err:
             problems.append(Problem(err.what, err.field, sample.where))
             continue
         divided += len(windows) > 1
-        for row, span, of_texts in windows:
+        for row, span, of_row in windows:
             ids.append(row)
             spans.append(span)
-            types += [] if of_texts is None else [of_texts]
+            of_texts += [] if of_row is None else [of_row]
             origins.append(sample.where)
     reading.raise_problems(problems, len(samples) - len(problems))
     rows = LabelledRows(
@@ -117,13 +118,13 @@ def _tokenise(samples: Sequence[Sample], tokenizer: Any, limit: int) -> Tokenise
         labels=spans,
         origins=origins,
         targets=np.ones(len(ids), np.int64),
-        types=types or None,
+        types=of_texts or None,
     )
     return Tokenised(rows, divided=divided)
 
 
 def _windows(
-    sample: Sample, tokenizer: Any, limit: int
+    sample: Sample, tokenizer: Any, limit: int, *, types: bool
 ) -> Iterator[tuple[list[int], tuple[int, int], list[int] | None]]:
     """Tokens, the first and last token of the answer, and token types, of each row it becomes."""
     question, context = sample.fields["question"], sample.fields["context"]
@@ -141,6 +142,7 @@ def _windows(
         stride=min(OVERLAP, room // 3),
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
+        return_token_type_ids=types,
     )
     for i, row in enumerate(made["input_ids"]):
         of_context = [number == 1 for number in made.sequence_ids(i)]
@@ -149,8 +151,7 @@ def _windows(
             token = tokenizer.cls_token_id
             at = row.index(token) if token in row else 0
             span = (at, at)
-        types = made["token_type_ids"][i] if "token_type_ids" in made else None
-        yield row, span, types
+        yield row, span, made["token_type_ids"][i] if types else None
 
 
 def _span(

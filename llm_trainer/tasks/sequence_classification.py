@@ -4,7 +4,7 @@ Rows have `text` (or `sentence`), perhaps `text_pair`, and `label`: a number fro
 where the spec's num_labels is 1, any number to be predicted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ from llm_trainer.tasks import labels, reading
 from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
-from llm_trainer.tasks.texts import length_limit, pad_id
+from llm_trainer.tasks.texts import length_limit, pad_id, token_types
 from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
@@ -46,9 +46,10 @@ def read(job: Job) -> LabelledData:
         )
     tokenizer = load.load_tokenizer(job.model_dir)
     limit, reason = length_limit(job)
+    call = partial(tokenizer, return_token_type_ids=token_types(job.model_dir), verbose=False)
     return LabelledData(
-        train=_tokenise(found.train, names, tokenizer, limit),
-        held_out=_tokenise(found.held_out, names, tokenizer, limit),
+        train=_tokenise(found.train, names, call, limit),
+        held_out=_tokenise(found.held_out, names, call, limit),
         names=names,
         tokenizer=tokenizer,
         limit=reason,
@@ -92,7 +93,7 @@ def _check(row: Row, *, regression: bool) -> Row:
 
 
 def _tokenise(
-    samples: Sequence[Sample], names: tuple[str, ...], tokenizer: Any, limit: int
+    samples: Sequence[Sample], names: tuple[str, ...], tokenizer: Callable[..., Any], limit: int
 ) -> Tokenised:
     values = (
         labels.numbered(samples, names, "label")
@@ -102,7 +103,7 @@ def _tokenise(
     ids, types, cut = [], [], 0
     for sample in samples:
         pair = sample.fields.get("text_pair")
-        made = tokenizer(sample.fields["text"], pair, truncation=False, verbose=False)
+        made = tokenizer(sample.fields["text"], pair)
         if len(made["input_ids"]) > limit:
             cut += 1
             made = tokenizer(sample.fields["text"], pair, truncation=True, max_length=limit)

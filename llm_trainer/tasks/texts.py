@@ -4,6 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoConfig
+
 from llm_trainer.model import load
 from llm_trainer.options import Job
 from peftjob.errors import ModelError
@@ -16,6 +18,15 @@ def length_limit(job: Job) -> tuple[int, str]:
     limit = min(training.max_length, positions)
     reason = "training.max_length" if limit < positions else "the base model's positions"
     return limit, f"{limit} tokens ({reason})"
+
+
+def token_types(folder: Path) -> bool:
+    """Whether the model tells a first text from a second by types of tokens.
+
+    Tokenizers make types for models that don't take them, too.
+    """
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return int(getattr(config, "type_vocab_size", 0) or 0) > 1
 
 
 def fast_tokenizer(folder: Path) -> Any:

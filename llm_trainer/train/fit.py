@@ -25,7 +25,7 @@ CGROUP_LIMITS = (
     Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )
 """Of version 2 and of version 1."""
-UNKNOWN_TOKENS = {"cpu": 2048, "cuda": 4096}
+UNKNOWN_TOKENS = {"cpu": 1024, "cuda": 4096}
 """At once, for a model of which nothing is known."""
 
 

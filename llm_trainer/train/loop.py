@@ -11,6 +11,7 @@ else that decides what happens next is the same on every rank.
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +24,10 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from llm_trainer.failures import describe
 from llm_trainer.ranks import Ranks, StopTogetherError
-from llm_trainer.train import heldout
+from llm_trainer.train import heldout, nonfinite
 from llm_trainer.train.checkpoint import Checkpoints, State
+from llm_trainer.train.evaluations import Evaluations
 from llm_trainer.train.gradients import Gradients
-from llm_trainer.train.heldout import Evaluation
 from llm_trainer.train.objective import Indices, Objective
 from llm_trainer.train.plan import Plan
 from llm_trainer.train.step import Accumulator
@@ -34,7 +35,6 @@ from llm_trainer.train.stop import StoppedError, StopSignal
 from llm_trainer.watch.meter import Meter
 from llm_trainer.watch.samples import Samples, When
 from llm_trainer.watch.sinks import Sinks
-from llm_trainer.watch.stopping import Stopping
 from peftjob.errors import TrainingError
 from peftjob.progress import Progress
 from peftjob.training import Training
@@ -43,8 +43,6 @@ log = logging.getLogger("llm_trainer")
 
 CHECKPOINT_S = 300.0
 """Between two checkpoints where training.save_steps is not given: what a kill costs at most."""
-SHOWN_ROWS = 5
-"""Of a step whose loss is not finite."""
 
 
 @dataclass(kw_only=True)
@@ -66,20 +64,14 @@ class Loop:
     meter: Meter
     sinks: Sinks
     checkpoints: Checkpoints
-    stopping: Stopping
     samples: Samples | None = None
     """Prompts answered before and after."""
     step: int = 0
     """Optimiser steps done."""
-    first: Evaluation | None = None
-    """Of the held-out rows before the first step."""
-    last: Evaluation | None = None
-    """The newest."""
-    best: Evaluation | None = None
     skipped: int = 0
     """Steps left out because their loss was not finite."""
+    evaluations: Evaluations = field(init=False)
     _watched: int = field(init=False, default=-1)
-    _evaluated: int = field(init=False, default=-1)
     _grad_norm: float | None = field(init=False, default=None)
     _stop: StopSignal = field(init=False, default_factory=StopSignal)
     _leave: bool = field(init=False, default=False)
@@ -91,6 +83,7 @@ class Loop:
     """The meter at the newest boundary, before it was read."""
 
     def __post_init__(self) -> None:
+        self.evaluations = Evaluations(training=self.training)
         self._trained = {
             name: parameter
             for name, parameter in self.model.named_parameters()
@@ -129,7 +122,7 @@ class Loop:
         with self._stop:
             while True:
                 self._watch()
-                ended = self.step >= self.total_steps or self.stopping.stop
+                ended = self.step >= self.total_steps or self.evaluations.stop is not None
                 if ended or self._leave or self._is_save_due():
                     self._save()
                 if self._leave and not ended:
@@ -139,12 +132,39 @@ class Loop:
                 self._train_step()
         if self.training.load_best_model_at_end and self._best_weights is not None:
             self._restore(self._best_weights)
-            self.last = self.best
+            self.evaluations.last = self.evaluations.best
         self._answer("after")
 
     # One step
 
     def _train_step(self) -> None:
+        try:
+            rows, units, loss, norm = self._compute()
+        except Exception:
+            # Weights and optimiser are still those of the last boundary, which may be all that is
+            # left when another rank is gone.
+            self._save()
+            raise
+        if math.isfinite(norm):
+            self._gradients.clip(norm, self.training.max_grad_norm)
+            self.optimiser.step()
+        self.schedule.step()
+        self.step += 1
+        self._grad_norm = norm if math.isfinite(norm) else None
+        self.meter.add_step(
+            loss=loss,
+            units=units,
+            tokens=self.plan.tokens(rows),
+            lengths=self.plan.rows.lengths[rows],
+        )
+        self._metered = self.meter.state_dict()
+
+    def _compute(self) -> tuple[Indices, int, float, float]:
+        """The gradients of a step: its rows, units, summed loss and the norm, on all ranks.
+
+        Of a step that is left out the norm is not finite, and units and loss are 0: they would
+        make the mean of the others NaN.
+        """
         rows = self.plan.step(self.step)
         units = self.plan.units(rows)
         share = self.plan.share(rows, self.ranks.rank)
@@ -155,30 +175,15 @@ class Loop:
         leaving, loss = self._gradients.reduce([float(self._stop.came), mine])
         self._leave = leaving > 0
         norm = self._gradients.norm()
-        self._grad_norm = norm
-        if np.isfinite(norm):
-            self._gradients.clip(norm, self.training.max_grad_norm)
-            self.optimiser.step()
-        else:
-            self._not_finite(parts)
-        self.schedule.step()
-        self.step += 1
-        self.meter.add_step(
-            # A step that was left out would make the mean of the others NaN.
-            loss=loss if np.isfinite(norm) else 0.0,
-            units=units if np.isfinite(norm) else 0,
-            tokens=self.plan.tokens(rows),
-            lengths=self.plan.rows.lengths[rows],
-        )
-        self._metered = self.meter.state_dict()
+        if math.isfinite(norm) and math.isfinite(loss):
+            return rows, units, loss, norm
+        self._not_finite(parts)
+        return rows, 0, 0.0, math.nan
 
     def _not_finite(self, parts: list[tuple[Indices, torch.Tensor]]) -> None:
         """Name the rows; end the training or leave the step out."""
-        bad = [int(row) for rows, loss in parts if not torch.isfinite(loss) for row in rows]
-        named = self.ranks.gather([self.plan.rows.origin(row) for row in self._culprits(bad)])
-        where = "; ".join(named[:SHOWN_ROWS]) or "no row by itself: the gradient overflowed"
-        more = f" and {len(named) - SHOWN_ROWS} more" if len(named) > SHOWN_ROWS else ""
-        text = f"the loss of step {self.step + 1} is not finite ({where}{more})"
+        where = nonfinite.where(parts, self.model, self.objective, self.ranks, self.rounds)
+        text = f"the loss of step {self.step + 1} is not finite ({where})"
         if self.training.on_non_finite_loss == "stop":
             raise TrainingError(
                 f"{text}: lower training.learning_rate or mend the rows, or set "
@@ -187,41 +192,23 @@ class Loop:
         self.skipped += 1
         log.warning("%s: the step is left out, %d so far", text, self.skipped)
 
-    def _culprits(self, rows: list[int]) -> list[int]:
-        """Those of `rows` whose loss is not finite by themselves, else all of them."""
-        alone = []
-        with torch.no_grad():
-            for row in rows:
-                batch = self.objective.batch(self.plan.rows, np.array([row], np.int64))
-                moved = {name: tensor.to(self.ranks.device) for name, tensor in batch.items()}
-                if not torch.isfinite(self.objective.score(self.model, moved).loss):
-                    alone.append(row)
-        return alone or rows
-
     # Watching
 
     def _watch(self) -> None:
         if self._watched == self.step:
             return
         ends = self.step >= self.total_steps
-        evaluates = self._evaluates(ends)
+        evaluates = self.objective.held_out is not None and self.evaluations.are_due(
+            self.step, ends=ends, steps_per_epoch=self.plan.steps_per_epoch
+        )
         if self.step == 0:
             self._answer("before")
         if self.step and (ends or evaluates or self.step % self.training.logging_steps == 0):
             self._write_line()
-        if evaluates and self._evaluated != self.step:
+        if evaluates and not self.evaluations.is_done(self.step):
             self._evaluate()
         self._watched = self.step
         self._metered = self.meter.state_dict()
-
-    def _evaluates(self, ends: bool) -> bool:
-        if self.objective.held_out is None:
-            return False
-        if self.step == 0 or ends:
-            return True
-        if self.training.eval_strategy == "epoch":
-            return self.step % self.plan.steps_per_epoch == 0
-        return self.training.eval_steps is not None and self.step % self.training.eval_steps == 0
 
     def _write_line(self) -> None:
         reading = self.meter.read(step=self.step, total_steps=self.total_steps)
@@ -244,7 +231,6 @@ class Loop:
             self.meter.start()
 
     def _evaluate(self) -> None:
-        assert self.objective.held_out is not None
         self.meter.pause()
         made = heldout.evaluate(
             self.model,
@@ -255,13 +241,9 @@ class Loop:
             between=self._leave_if_urgent,
             rounds=self.rounds,
         )
-        self._evaluated = self.step
-        self.last = made
-        self.first = self.first or made
-        if self.step and self.stopping.update(self.step, made.loss):
-            self.best = made
-            if self.training.load_best_model_at_end:
-                self._best_weights = self._weights()
+        is_best = self.evaluations.add(self.step, made)
+        if is_best and self.training.load_best_model_at_end:
+            self._best_weights = self._weights()
         self.sinks.write(
             Progress(
                 step=self.step,
@@ -273,8 +255,8 @@ class Loop:
                 eval_accuracy=made.accuracy,
             )
         )
-        if self.stopping.stop:
-            log.info("stopped early at step %d: %s", self.step, self.stopping.reason)
+        if self.evaluations.stop is not None:
+            log.info("stopped early at step %d: %s", self.step, self.evaluations.stop)
         self.meter.start()
 
     @property
@@ -314,7 +296,6 @@ class Loop:
         return {
             "step": self.step,
             "watched": self._watched,
-            "evaluated": self._evaluated,
             "rows_per_step": self.plan.rows_per_step,
             "micro_batch_tokens": self._accumulator.tokens,
             "skipped": self.skipped,
@@ -322,11 +303,7 @@ class Loop:
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "meter": self._metered,
-            "stopping": self.stopping.state_dict(),
-            "evaluations": [
-                None if evaluation is None else evaluation.to_dict()
-                for evaluation in (self.first, self.last, self.best)
-            ],
+            "evaluations": self.evaluations.state_dict(),
             "best_weights": self._best_weights,
             "samples": None if self.samples is None else self.samples.state_dict(),
         }
@@ -335,17 +312,14 @@ class Loop:
         """Go on where `state` was taken."""
         self.step = state["step"]
         self._saved, self._watched = state["step"], state["watched"]
-        self._evaluated = state["evaluated"]
         self.skipped = state["skipped"]
-        self._accumulator.tokens = state["micro_batch_tokens"]
+        # What did not fit once does not fit now; what is asked to be less is less.
+        self._accumulator.tokens = min(state["micro_batch_tokens"], self.micro_batch_tokens)
         self._restore(state["weights"])
         self.optimiser.load_state_dict(copy.deepcopy(state["optimiser"]))
         self.schedule.load_state_dict(state["schedule"])
         self.meter.load_state_dict(state["meter"])
-        self.stopping.load_state_dict(state["stopping"])
-        self.first, self.last, self.best = (
-            None if plain is None else Evaluation(**plain) for plain in state["evaluations"]
-        )
+        self.evaluations.load_state_dict(state["evaluations"])
         self._best_weights = state["best_weights"]
         if self.samples is not None:
             self.samples.load_state_dict(state["samples"])

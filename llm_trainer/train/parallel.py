@@ -12,21 +12,37 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from llm_trainer.ranks import Ranks
+from peftjob.errors import SpecError
 
 
 def shard(model: nn.Module, ranks: Ranks) -> None:
     """Share out the frozen weights of `model` (a PEFT model on the CPU), in place.
 
-    What is trained and every buffer move to the device whole.
+    What is trained and every buffer move to the device whole. All ranks are here, or none.
+
+    Raises:
+        SpecError: weights of 8 bits, whose scales bitsandbytes keeps where FSDP loses them.
     """
+    # By name: most jobs do without bitsandbytes.
+    if any(type(parameter).__name__ == "Int8Params" for parameter in model.parameters()):
+        raise SpecError(
+            [
+                "method.bits: weights of 8 bits can't be shared out among processes (training."
+                "parallel: fsdp); take 4 bits, or training.parallel: ddp where the model fits"
+            ]
+        )
+    ranks.agree()
     mesh = init_device_mesh(ranks.device.type, (ranks.world_size,))
     whole = {parameter for parameter in model.parameters() if parameter.requires_grad}
     for block in _blocks(model):
         fully_shard(block, mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)
+    if hasattr(model, "generate"):
+        # It goes around the forward whose hooks gather the embeddings and the head.
+        register_fsdp_forward_method(model, "generate")
     for parameter in whole:
         parameter.data = parameter.data.to(ranks.device)
     for module in model.modules():

@@ -20,7 +20,6 @@ from llm_trainer.watch import flops, peak
 from llm_trainer.watch.meter import Meter
 from llm_trainer.watch.samples import Samples
 from llm_trainer.watch.sinks import Sinks
-from llm_trainer.watch.stopping import Stopping
 
 log = logging.getLogger("llm_trainer")
 
@@ -30,16 +29,21 @@ def checkpoints(job: Job) -> Checkpoints:
     return Checkpoints.of(job.output_dir, identity(job), keep=job.spec.training.save_total_limit)
 
 
+WATCHED = {"metrics_port", "report_to", "logging_steps", "save_steps", "save_total_limit"}
+"""Fields of training that change nothing of what is trained, but how it is watched and kept."""
+RUN = {"micro_batch_tokens", "gradient_checkpointing", "parallel", "on_non_finite_loss"}
+"""Those that a training which has failed is told to change, and then goes on with."""
+
+
 def identity(job: Job) -> dict[str, Any]:
-    """All that the result of a training depends on, but for how many processes share it."""
+    """All that the result of a training depends on, but for how and by how many it is computed."""
     spec = job.spec
     return {
         "base_model": [asdict(lineage.base_model(job)), spec.base_model.chat_template],
         "dataset": [asdict(lineage.dataset(job)), spec.dataset.model_dump(mode="json")],
         "task": [spec.task, spec.num_labels],
         "method": spec.method.model_dump(mode="json"),
-        # How it is watched changes nothing of what is trained.
-        "training": spec.training.model_dump(mode="json", exclude={"metrics_port", "report_to"}),
+        "training": spec.training.model_dump(mode="json", exclude=WATCHED | RUN),
     }
 
 
@@ -78,6 +82,7 @@ def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None
         shuffle=spec.dataset.shuffle,
     )
     total_steps = plan.total_steps(epochs=training.num_train_epochs, max_steps=training.max_steps)
+    ranks.agree()
     # Drawn by the same seed everywhere, but a decomposition (PiSSA) may differ between machines.
     ranks.copy_from_main(p.data for p in parts.model.parameters() if p.requires_grad)
     made = optimiser.make(training, parameter_groups(parts.model, training, spec.method))
@@ -100,7 +105,6 @@ def loop(job: Job, parts: Parts, ranks: Ranks, sinks: Sinks, state: State | None
         ),
         sinks=sinks,
         checkpoints=checkpoints(job),
-        stopping=Stopping.of(training),
         samples=parts.samples or Samples.of(spec, None, positions=None),
     )
     if state is not None:

@@ -74,10 +74,12 @@ class Meter:
         self.pause()
         seconds, self._timed = max(self._timed, 1e-9), 0.0
         self.seconds += seconds
-        self.loss = self._loss / max(1, self._units)
+        # No units where every step was left out: there is no loss to tell.
+        loss = self._loss / self._units if self._units else None
+        self.loss = self.loss if loss is None else loss
         peak = self._peak_flops() if self._done_flops else None
         fields = {
-            "loss": self.loss,
+            "loss": loss,
             "tokens": self.tokens,
             "tokens_per_s": round((self.tokens - self._tokens_before) / seconds, 1),
             "mfu": round(self._done_flops / seconds / peak, 4) if peak else None,

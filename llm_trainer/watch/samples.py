@@ -137,6 +137,8 @@ class Samples:
                 pad_token_id=ends[0] if ends else 0,
             ),
             stopping_criteria=[check],
+            # All ranks go on until the last of them has its answer.
+            synced_gpus=deadline is None and torch.distributed.is_initialized(),
         )
         new = generated[0, moved["input_ids"].shape[1] :].tolist()
         text = str(self.tokenizer.decode(new, skip_special_tokens=True)).strip()

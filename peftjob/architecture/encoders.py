@@ -12,6 +12,8 @@ from peftjob.method import Task
 class _Family:
     attention: tuple[str, str, str, str] = ("query", "key", "value", "dense")
     ffn: tuple[str, str] = ("dense", "dense")
+    dropout: float = 0.1
+    """Of attention's weights and of what a block adds, where config.json does not say."""
     types: int = 2
     """Of tokens, where config.json does not say."""
 
@@ -28,7 +30,7 @@ _FAMILIES = {
     "electra": _BERT,
     "distilbert": _DISTILBERT,
 }
-_VIT = _Family(attention=("q_proj", "k_proj", "v_proj", "o_proj"), ffn=("fc1", "fc2"))
+_VIT = _Family(attention=("q_proj", "k_proj", "v_proj", "o_proj"), ffn=("fc1", "fc2"), dropout=0.0)
 
 MODEL_TYPES = frozenset([*_FAMILIES, "vit"])
 
@@ -141,6 +143,8 @@ def _architecture(
         head=head,
         head_outputs=head_outputs,
         causal=False,
+        attention_dropout=bool(fields.get("attention_dropout", family.dropout)),
+        dropout=bool(fields.get("dropout", family.dropout)),
         gated=False,
         positions=positions,
         image_tokens=image_tokens,

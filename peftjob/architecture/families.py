@@ -44,6 +44,9 @@ class Family:
     """None has no table of positions, a number one with so many rows above the model's length."""
     embedding_norm: bool = False
     head_bias: bool = False
+    attention_dropout: float = 0.0
+    dropout: float = 0.0
+    """Both where config.json does not say."""
     activation: str = "silu"
     """Of the feed-forward, where config.json does not say."""
     sparse: bool = False
@@ -62,6 +65,16 @@ def _llama(**fields: Any) -> Family:
     given = {"qkv_bias": "attention_bias=false", "out_bias": "attention_bias=false", **fields}
     return Family(**given)
 
+
+_GPT2: dict[str, Any] = {
+    "qkv": "c_attn",
+    "out": "c_proj",
+    "ffn": "c_fc c_proj",
+    "tied": True,
+    "positions": 0,
+    "attention_dropout": 0.1,
+    "dropout": 0.1,
+}
 
 DECODERS: dict[str, Family] = {
     "llama": _llama(ffn_bias="mlp_bias=false"),
@@ -110,8 +123,8 @@ DECODERS: dict[str, Family] = {
         tied=True,
         embedding_norm=True,
     ),
-    "gpt2": _gelu(qkv="c_attn", out="c_proj", ffn="c_fc c_proj", tied=True, positions=0),
-    "gpt_bigcode": _gelu(qkv="c_attn", out="c_proj", ffn="c_fc c_proj", tied=True, positions=0),
+    "gpt2": _gelu(**_GPT2),
+    "gpt_bigcode": _gelu(**_GPT2),
     "gpt_neo": _gelu(qkv_bias=False, out="out_proj", ffn="c_fc c_proj", tied=True, positions=0),
     "gptj": _gelu(
         qkv_bias=False, out="out_proj", out_bias=False, ffn="fc_in fc_out", norms=1, head_bias=True
@@ -124,6 +137,7 @@ DECODERS: dict[str, Family] = {
         ffn_bias="enable_bias=true",
         tied=True,
         positions=2,
+        dropout=0.1,
     ),
     "falcon": Family(
         qkv="query_key_value",

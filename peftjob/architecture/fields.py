@@ -14,6 +14,8 @@ _SYNONYMS = {
     "intermediate_size": ("n_inner", "ffn_dim", "ffn_hidden_size", "hidden_dim"),
     "max_position_embeddings": ("n_positions", "max_seq_len", "seq_length"),
     "num_experts": ("num_local_experts",),
+    "attention_dropout": ("attention_probs_dropout_prob", "attn_pdrop"),
+    "dropout": ("hidden_dropout_prob", "resid_pdrop", "hidden_dropout"),
     "hidden_act": ("hidden_activation", "activation_function", "activation"),
 }
 

@@ -89,6 +89,10 @@ class Architecture:
     """Whether the feed-forward multiplies two projections of its input."""
     swiglu: bool = False
     """Whether it does so as Llama does: separate projections, and SiLU of the gate."""
+    attention_dropout: bool = False
+    """Whether attention drops weights while it is trained."""
+    dropout: bool = False
+    """Whether what a block adds to the hidden states is dropped in part."""
     rms: bool = False
     """Whether norms are root mean squares."""
     positions: int | None = None

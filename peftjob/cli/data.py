@@ -1,8 +1,10 @@
 """peftjob data check: what a training would make of a dataset, before there is one."""
 
 import argparse
+import io
 import json
 import logging
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,14 +22,21 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from llm_trainer.data.check import Report, Shown
+    from provider import Kind
 
+TOKENIZER_FILES = ("*.[jtm][sixo][onktd]*",)
+"""json, jinja, txt, tiktoken and model, of which a repository need not have all."""
 BAR_WIDTH = 40
 SHOWN_FILES = 3
 SHOWN_CHARACTERS = 600
 """Of a piece of a row; the middle of a longer one is left out."""
 TRAINED = "bold green"
-BRACKETS = ("⟦", "⟧")
-"""Around what is trained, where there is no colour."""
+BAR, BRACKETS = "█", ("⟦", "⟧")
+"""The latter around what is trained, where there is no colour."""
+PLAIN_BAR, PLAIN_BRACKETS = "#", ("[[", "]]")
+"""Where the output has no such characters."""
+_CONTROL = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u2028\\u2029]")
+"""A row may hold what a terminal obeys."""
 
 
 def add(verbs: Any) -> None:
@@ -42,7 +51,7 @@ def add(verbs: Any) -> None:
     )
     check.add_argument("data", metavar="FILE|URI", help="a data file, a folder, or a URI of either")
     check.add_argument(
-        "--model", metavar="FOLDER", required=True, help="of the base model; only its tokenizer"
+        "--model", metavar="FOLDER|URI", required=True, help="the base model; no weights are read"
     )
     check.add_argument(
         "--max-length", type=int, metavar="N", help="tokens of a row (default: training.max_length)"
@@ -63,13 +72,20 @@ def add(verbs: Any) -> None:
 
 
 def _check(args: argparse.Namespace) -> int:
-    with _local(args.data) as path:
-        report = _report(args, path)
+    with _local(args.data, "dataset") as path, _local(args.model, "model") as model:
+        if not model.is_dir():
+            raise UsageError(
+                f"--model {args.model}: there is no such folder; give that of a base model, or a "
+                "URI such as hf://org/name"
+            )
+        report = _report(args, path, model)
     if args.json:
         from dataclasses import asdict
 
         print(json.dumps(asdict(report), indent=2))
     else:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         _print(report, console(sys.stdout))
     try:
         report.check()
@@ -80,7 +96,7 @@ def _check(args: argparse.Namespace) -> int:
     return 0
 
 
-def _report(args: argparse.Namespace, path: Path) -> "Report":
+def _report(args: argparse.Namespace, path: Path, model: Path) -> "Report":
     # It tells of kernels that nobody asks for here.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
@@ -93,7 +109,6 @@ def _report(args: argparse.Namespace, path: Path) -> "Report":
         ) from err
     from peftjob.spec import PeftJobSpec
 
-    model = _path(args.model)
     spec = PeftJobSpec.parse(
         {
             "name": "check",
@@ -128,21 +143,18 @@ def _column(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _local(data: str) -> Iterator[Path]:
-    """The dataset on this machine; from elsewhere it is fetched, and goes away afterwards."""
-    if "://" not in data or data.startswith("file://"):
-        yield _path(data).absolute()
+def _local(given: str, kind: "Kind") -> Iterator[Path]:
+    """What is given, on this machine; from elsewhere it is fetched, and goes away afterwards."""
+    if "://" not in given or given.startswith("file://"):
+        path = unquote(urlsplit(given).path) if given.startswith("file://") else given
+        yield Path(path).absolute()
         return
     from provider import fetch
 
     with tempfile.TemporaryDirectory(prefix="peftjob-data-") as folder:
-        dest = Path(folder) / "dataset"
-        fetch(data, dest, kind="dataset")
+        dest = Path(folder) / kind
+        fetch(given, dest, kind=kind, files=TOKENIZER_FILES if kind == "model" else ())
         yield dest
-
-
-def _path(text: str) -> Path:
-    return Path(unquote(urlsplit(text).path) if text.startswith("file://") else text)
 
 
 def _print(report: "Report", out: "Console") -> None:
@@ -163,9 +175,19 @@ def _print(report: "Report", out: "Console") -> None:
     for name, value in facts:
         out.print(f"{name:12}{value}", markup=False, highlight=False)
     _print_histogram(report, out)
+    is_coloured = out.color_system is not None and not out.no_color
+    brackets = BRACKETS if _has(out, "".join(BRACKETS)) else PLAIN_BRACKETS
     for row in report.shown:
         out.print()
-        out.print(_rendered(row, coloured=out.color_system is not None and not out.no_color))
+        out.print(_rendered(row, None if is_coloured else brackets))
+
+
+def _has(out: "Console", characters: str) -> bool:
+    try:
+        characters.encode(out.encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _wrong(report: "Report") -> str:
@@ -187,20 +209,21 @@ def _print_histogram(report: "Report", out: "Console") -> None:
     most = max(bin.rows for bin in report.histogram)
     width = len(f"{report.histogram[-1].last:,}")
     for bin in report.histogram:
-        bar = "█" * -(-bin.rows * BAR_WIDTH // most)
+        bar = (BAR if _has(out, BAR) else PLAIN_BAR) * -(-bin.rows * BAR_WIDTH // most)
         between = f"{bin.first:>{width},} to {bin.last:>{width},}"
         out.print(f"  {between}  {bar:{BAR_WIDTH}} {bin.rows:,}", highlight=False)
 
 
-def _rendered(row: "Shown", *, coloured: bool) -> "Text":
+def _rendered(row: "Shown", brackets: tuple[str, str] | None) -> "Text":
+    """What is trained in colour, or in `brackets`."""
     from rich.text import Text
 
-    legend = "trained in green" if coloured else "trained in ⟦ ⟧"
-    text = Text.assemble((f"{row.where} ({legend})\n", "bold"))
+    legend = "in green" if brackets is None else "in " + " ".join(brackets)
+    text = Text.assemble((f"{row.where} (trained {legend})\n", "bold"))
     for run in row.runs:
-        shown = _shortened(run.text)
-        if run.trained and not coloured:
-            shown = shown.join(BRACKETS)
+        shown = _CONTROL.sub(lambda found: repr(found[0])[1:-1], _shortened(run.text))
+        if run.trained and brackets is not None:
+            shown = shown.join(brackets)
         text.append(shown, TRAINED if run.trained else "")
     text.rstrip()
     return text

@@ -45,10 +45,9 @@ def add(verbs: Any) -> None:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value <= 0:
-        raise ValueError
-    return value
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def _estimate(args: argparse.Namespace) -> int:
@@ -88,12 +87,12 @@ def _table(spec: "PeftJobSpec", estimate: "Estimate") -> str:
     from peftjob.estimate.devices import GIB
 
     model, choice = estimate.architecture, estimate.choice
-    has = "" if estimate.device.memory_bytes is None else f" of {estimate.device}"
+    has = f"{'of' if estimate.device.memory_bytes else 'on a'} {estimate.device}"
     rows = [
         ("base model", f"{model.model_type}, {model.parameters:,} parameters, {estimate.dtype}"),
         ("method", f"{spec.method.type}, {estimate.trained:,} trained parameters"),
         *((PARTS[part], f"{size / GIB:9.3f} GiB") for part, size in asdict(choice.memory).items()),
-        ("each process", f"{choice.memory.total / GIB:9.3f} GiB{has}"),
+        ("each process", f"{choice.memory.total / GIB:9.3f} GiB {has}"),
         ("micro-batch", f"{choice.micro_batch_tokens:,} tokens"),
         ("checkpointing", "on" if choice.gradient_checkpointing else "off"),
         ("parallel", f"{choice.parallel}, {estimate.processes} processes"),

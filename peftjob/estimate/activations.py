@@ -9,14 +9,16 @@ from dataclasses import dataclass
 
 from peftjob.architecture import Architecture, Block
 from peftjob.estimate import adapter
-from peftjob.method import IA3, Lora, Method, PrefixTuning, QLora
+from peftjob.method import IA3, Lora, Method, PrefixTuning, PromptTuning
 
 WIDE = 4
 """Bytes of a float32."""
-CHUNK = 1024
+CHUNK = 256
 """Trained tokens whose logits exist at once (llm_trainer.fast.loss)."""
 SHORT = 256
-"""Up to so many tokens a row's attention weights are kept on a CPU (llm_trainer.fast.documents)."""
+"""Up to so many tokens a row's attention weights are kept on a CPU."""
+QUERIES = 128
+"""Of a longer row, whose scores exist at once (llm_trainer.fast.row_attention)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,8 @@ class Activations:
         """Whether LoRA projections are nodes of the trainer's, which make no float32 copies."""
         method = self.method
         return (
-            type(method) is Lora
+            self._prepared
+            and type(method) is Lora
             and method.lora_dropout == 0
             and not method.use_dora
             and not method.options.get("lora_bias")
@@ -66,20 +69,14 @@ class Activations:
         )
 
     def kept(self, batch: Batch, *, checkpointing: bool) -> int:
-        """Bytes at the end of the forward pass.
-
-        With checkpointing a block keeps its input only, and one block at a time keeps the rest
-        while it is computed again.
-        """
+        """Bytes of the blocks at the end of the forward pass: with checkpointing, their inputs."""
         model = self.architecture
-        blocks = [(block.count, self._block(block, batch)) for block in model.blocks]
         if checkpointing:
-            inputs = model.layers * model.hidden * self.width
-            per_token = inputs + max(size for _, size in blocks)
+            per_token = model.layers * self._stream
         else:
-            per_token = sum(count * size for count, size in blocks)
-        # The last norm's input, and the sines and cosines of positions.
-        per_token += model.hidden * self.width + 2 * model.head_dim * self.width
+            per_token = sum(block.count * self._block(block, batch) for block in model.blocks)
+        # The sines and cosines of positions.
+        per_token += 2 * model.head_dim * self.width
         if not checkpointing and self.fused_lora:
             # The nodes keep the adapter's matrices in the dtype that is computed in.
             assert isinstance(self.method, Lora)
@@ -88,26 +85,72 @@ class Activations:
 
     def loss(self, batch: Batch) -> int:
         """Bytes that the logits and what is made of them take, for a moment."""
-        model, targets = self.architecture, batch.targets
-        states = 2 * targets * model.hidden * self.width
-        narrow = self.width < WIDE
+        model, targets, narrow = self.architecture, batch.targets, self.width < WIDE
+        # The last norm's input and output, and those of its rows that predict a trained token.
+        states = 2 * batch.tokens * self._stream + targets * self._stream
         if self.plain_language_model:
-            # Logits, their float32 copy, the gradient in the dtype again.
-            row = 2 * self.width + WIDE if narrow else 2 * WIDE
-            return states + min(targets, CHUNK) * model.head_outputs * row
+            # Logits, their float32 copy, the gradient in the dtype again: in float32 all are one.
+            row = 2 * self.width + WIDE if narrow else WIDE
+            gradient = targets * self._stream
+            return states + gradient + min(targets, CHUNK) * model.head_outputs * row
         # Logits, a float32 copy, log-probabilities, their gradient.
         return states + targets * model.head_outputs * (self.width * narrow + 3 * WIDE)
 
-    def backward(self, batch: Batch) -> int:
-        """Bytes of gradients and temporary values in the block where these are most."""
+    def backward(self, batch: Batch, *, checkpointing: bool) -> int:
+        """Bytes above what is kept, in the block where these are most.
+
+        Of the last block: from there on what is kept is let go faster than gradients are made.
+        """
+        per_token = max(self._gradients(block, batch) for block in self.architecture.blocks)
+        if checkpointing:
+            # Computed again; its input is there already.
+            again = max(self._block(block, batch) for block in self.architecture.blocks)
+            per_token += again - self._stream
+        return batch.tokens * per_token
+
+    @property
+    def _prepared(self) -> bool:
+        """Whether the trainer's nodes replace modules: in causal language models."""
+        return self.architecture.causal and adapter.is_language(self.architecture)
+
+    @property
+    def _packs(self) -> bool:
+        """Whether rows lie one after the other, and attention is a node of the trainer's."""
+        prompts = isinstance(self.method, PromptTuning | PrefixTuning)
+        return self._prepared and not prompts and not self.architecture.attention_dropout
+
+    @property
+    def _stream(self) -> int:
+        """The hidden states between blocks."""
+        return self.architecture.hidden * self.width
+
+    def _gradients(self, block: Block, batch: Batch) -> int:
+        """Of a block while it is gone through backwards, less what that has let go of."""
         model = self.architecture
-        inner = max(block.inner for block in model.blocks)
-        gates = 2 if model.gated else 1
-        feed_forward = (gates + 2) * inner * self.width
-        norm = 3 * model.hidden * WIDE
+        # Of the products of the feed-forward: of the node, its two gradients and two steps to
+        # them; of a gate without the node, its two and theirs; of an activation, its own and that.
+        gradients = 4 if model.swiglu else 3 if model.gated else 2
+        # The last projection comes first, and lets go of its input.
+        gradients -= isinstance(self.method, Lora)
+        feed_forward = gradients * block.inner * self.width
         queries = model.heads * model.head_dim
         attention = 4 * queries * (WIDE if self.on_cpu else self.width)
-        return batch.tokens * (max(feed_forward, norm, attention) + 2 * model.hidden * self.width)
+        if model.attention_dropout:
+            attention += 3 * model.heads * batch.longest * WIDE
+        elif self.on_cpu:
+            # Scores of a block of queries: probabilities, their gradient, and that of the scores.
+            attention += (
+                3
+                * model.heads
+                * min(batch.longest, QUERIES)
+                * self.width
+                * (batch.longest)
+                // max(1, batch.tokens)
+            )
+        let_go = self._feed_forward(block) + block.inner * self.width * isinstance(
+            self.method, Lora
+        )
+        return self._stream + max(feed_forward, attention - let_go)
 
     def _block(self, block: Block, batch: Batch) -> int:
         return (
@@ -119,17 +162,20 @@ class Activations:
 
     def _norms(self, block: Block) -> int:
         hidden = self.architecture.hidden
+        masks = 2 * hidden * self.architecture.dropout
         if not self.architecture.rms:
-            return block.norms * (hidden * self.width + 2 * WIDE)
-        # The node keeps its input; transformers' RMSNorm keeps a float32 copy of it, but in float32
-        # there is nothing to copy.
-        return block.norms * (hidden * self.width + WIDE)
+            return masks + block.norms * (hidden * self.width + 2 * WIDE)
+        if self._prepared or self.width == WIDE:
+            return masks + block.norms * (hidden * self.width + WIDE)
+        # transformers' own keeps a float32 copy of its input, and that normed, beside it.
+        return masks + block.norms * (hidden * (self.width + 2 * WIDE) + WIDE)
 
     def _inputs(self, block: Block) -> int:
         """What the projections keep of their inputs: what the adapter's gradients need."""
         model, method, width = self.architecture, self.method, self.width
         if isinstance(method, IA3):
-            return (2 * model.kv_heads * model.head_dim + block.inner) * width
+            # Keys and values as they were; in float32 what goes into the last projection.
+            return 2 * model.kv_heads * model.head_dim * width + block.inner * WIDE
         if not isinstance(method, Lora):
             return 0
         adapted = [p for _, p in adapter.adapted(model, method) if p in block.projections]
@@ -152,14 +198,21 @@ class Activations:
     def _attention(self, batch: Batch) -> int:
         model, width = self.architecture, self.width
         queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
-        kept = (queries + 2 * keys) * width
+        if model.attention_dropout:
+            # No fused kernel, and all in float32: queries, keys and values, the weights before
+            # and after the dropout, and its mask of bytes.
+            return 3 * queries * WIDE + model.heads * batch.longest * (2 * WIDE + 1)
+        # Where rows are padded there is a mask, and with one a key is repeated for its queries.
+        kept = (queries + 2 * (keys if self._packs else queries)) * width
         if isinstance(self.method, PrefixTuning):
             kept += 2 * keys * width
-        if self.on_cpu and batch.longest <= SHORT and model.causal:
-            return kept + model.heads * batch.longest * width
+        if self.on_cpu and self._packs:
+            # The node keeps the probabilities of short rows, and nothing more of long ones.
+            short = batch.longest <= SHORT
+            return kept + model.heads * batch.longest * width * short
         kept += model.heads * WIDE
-        # The flash kernel's own output; on a GPU it is the next projection's input itself.
-        if self.on_cpu or not isinstance(self.method, Lora) or isinstance(self.method, QLora):
+        # The kernel's own output, unless the next projection keeps the same as its input.
+        if not isinstance(self.method, Lora) or not (self.fused_lora or width == WIDE):
             kept += queries * width
         return kept
 

@@ -11,7 +11,7 @@ from peftjob.estimate.memory import Memory, Setting, peak_memory
 from peftjob.method import Lora, Method, PrefixTuning, PromptTuning, QLora
 from peftjob.training import Training
 
-BEST_TOKENS = {"cpu": 2048, "cuda": 16384}
+BEST_TOKENS = {"cpu": 1024, "cuda": 16384}
 """More at once make nothing faster, and take more memory."""
 ENOUGH_TOKENS = {"cpu": 512, "cuda": 2048}
 """Fewer at once leave the device idle for longer than computing activations again would take."""

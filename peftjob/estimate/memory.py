@@ -96,7 +96,8 @@ def peak_memory(
         on_cpu=setting.kind == "cpu",
     )
     kept = activations.kept(batch, checkpointing=setting.checkpointing)
-    backward = activations.backward(batch) + _unpacked(architecture, method, setting.width)
+    backward = activations.backward(batch, checkpointing=setting.checkpointing)
+    backward += _unpacked(architecture, method, setting.width)
     loss = max(0, activations.loss(batch) - backward)
     moving = kept + backward + loss
     several = setting.processes > 1

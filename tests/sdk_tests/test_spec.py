@@ -1,5 +1,7 @@
 """PeftJobSpec, errors and progress records."""
 
+from typing import Any
+
 import pytest
 
 from peftjob import errors
@@ -100,3 +102,33 @@ def test_records_come_back_from_a_log_and_other_lines_do_not() -> None:
     assert from_line(to_line(result)) == result
     for line in ("loss 3", '{"event":"other"}', '{"event":"progress","step":"x"}', '{"event":'):
         assert from_line(line) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"num_labels": 2}, "num_labels: a model for causal-lm has none; leave it out"),
+        (
+            {"task": "masked-lm", "training": {"train_on": "last"}},
+            "training.train_on: is for task causal-lm, and the task is masked-lm; leave it out",
+        ),
+        (
+            {"task": "image-classification", "training": {"neftune_noise_alpha": 5}},
+            "training.neftune_noise_alpha: is noise on tokens; pictures have none",
+        ),
+        (
+            {
+                "task": "sequence-classification",
+                "num_labels": 1,
+                "training": {"label_smoothing_factor": 0.1},
+            },
+            "training.label_smoothing_factor: num_labels 1 predicts a number, not a label",
+        ),
+    ],
+)
+def test_a_field_that_means_nothing_to_the_task_is_refused(
+    fields: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(SpecError) as caught:
+        make_spec(**fields)
+    assert list(caught.value.problems) == [problem]

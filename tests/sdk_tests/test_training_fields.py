@@ -64,6 +64,7 @@ def test_an_instance_that_was_left_alone_passes(kind: str) -> None:
         ({"bf16": True}, {"dtype": "bfloat16"}),
         ({"bf16": False, "fp16": None}, {}),
         ({"gradient_checkpointing": False, "torch_compile": False}, {}),
+        ({"torch_compile": True, "torch_compile_mode": "max-autotune"}, {}),
         ({"activation_checkpointing": True}, {"gradient_checkpointing": True}),
         ({"eval_strategy": "no", "eval_steps": 5}, {}),
         ({"eval_strategy": "steps", "eval_steps": 5}, {"eval_steps": 5}),
@@ -128,6 +129,7 @@ def test_a_newer_versions_field_that_was_left_alone_asks_for_nothing() -> None:
     ("name", "message"),
     [
         ("packing", "training.packing: unknown field; leave it out: rows are packed wherever"),
+        ("torch_compile", "training.torch_compile: unknown field; leave it out: operations are"),
         ("fp16", "training.fp16: unknown field; float16 overflows; use dtype: bfloat16"),
         ("bf16", "training.bf16: unknown field; use dtype: bfloat16"),
         ("lerning_rate", "training.lerning_rate: unknown field; did you mean learning_rate"),

@@ -1,6 +1,7 @@
 """Checkpoints: whole, verified, kept, and never in the way."""
 
 import errno
+import json
 import logging
 import os
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from llm_trainer import options
+from llm_trainer.train import setup
 from llm_trainer.train.checkpoint import Checkpoints
 
 
@@ -48,6 +51,35 @@ def test_another_specification_finds_checkpoints_of_its_own_only(tmp_path: Path)
     checkpoints(tmp_path).save(3, state(3))
     assert checkpoints(tmp_path, seed=2).load() is None
     assert checkpoints(tmp_path).load() is not None
+
+
+def identity(folder: Path, **training: Any) -> Any:
+    spec = {
+        "name": "toy",
+        "base_model": {"source": "hf://org/base"},
+        "dataset": {"source": "https://host/a.jsonl"},
+        "training": training,
+    }
+    env = {"PEFTJOB_SPEC": json.dumps(spec), "PEFTJOB_WORKSPACE": str(folder)}
+    return setup.identity(options.read([], env | {"PEFTJOB_OUTPUT": str(folder)}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "goes_on"),
+    [
+        ("learning_rate", 1e-3, False),
+        ("eval_steps", 3, False),
+        # What the errors of a training that has failed say to change.
+        ("micro_batch_tokens", 64, True),
+        ("gradient_checkpointing", True, True),
+        ("on_non_finite_loss", "skip", True),
+        ("save_steps", 5, True),
+    ],
+)
+def test_a_training_goes_on_with_another_way_to_run_it(
+    tmp_path: Path, field: str, value: Any, goes_on: bool
+) -> None:
+    assert (identity(tmp_path) == identity(tmp_path, **{field: value})) is goes_on
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "empty"])

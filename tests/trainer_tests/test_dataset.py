@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -273,7 +274,7 @@ class TestCache:
     def test_what_a_killed_process_left_is_removed(self, prepare: Prepare, tmp_path: Path) -> None:
         prepare(cache_dir=tmp_path / "cache")
         (kept,) = (path for path in (tmp_path / "cache").iterdir() if path.is_dir())
-        kept.rename(kept.with_name(f".unfinished-{kept.name}.1"))
+        kept.rename(kept.with_name(f".unfinished-{kept.name}.{platform.node()}.1"))
         prepare(cache_dir=tmp_path / "cache")
         assert {path.name for path in (tmp_path / "cache").iterdir()} == {
             kept.name,
@@ -382,10 +383,10 @@ def test_a_full_disk_is_one_line_and_leaves_no_rows(
 @pytest.mark.slow
 def test_memory_is_flat_in_the_number_of_rows(folder: Path, model_dir: Path) -> None:
     peaks = []
-    for count in (10_000, 300_000):
+    for count in (10_000, 1_000_000):
         many(folder, count)
         out, err = start(folder, model_dir, "").communicate()
         rows, peak_mb, _ = out.splitlines()[-1].split()
         assert (rows, err) == (str(count), "")
         peaks.append(int(peak_mb))
-    assert peaks[1] - peaks[0] < 30
+    assert peaks[1] - peaks[0] < 40

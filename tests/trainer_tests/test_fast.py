@@ -48,10 +48,10 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def examples() -> Examples:
+def examples(lengths: tuple[int, ...] = (17, 3, 40, 9, 2)) -> Examples:
     rng = np.random.default_rng(3)
     rows = []
-    for length in (17, 3, 40, 9, 2):
+    for length in lengths:
         trained = rng.random(length) < 0.6
         trained[0], trained[-1] = False, True
         rows.append((rng.integers(3, 64, length).tolist(), trained.tolist()))
@@ -112,6 +112,55 @@ def test_packed_rows_train_as_plain_peft_does_to_1e_5(architecture: str) -> None
     assert prepared.target_loss.chunked
     assert found[0] == pytest.approx(reference[0], rel=1e-5)
     assert distance(found, reference) < 1e-5
+
+
+LONG = {"max_position_embeddings": 512, "sliding_window": 140}
+
+
+@pytest.mark.parametrize("architecture", ["Mistral", "Gemma2", "Gemma3Text"])
+@pytest.mark.parametrize("lengths", [(300, 1, 141, 2, 256), (257,), (2,)])
+def test_rows_beyond_a_window_a_block_and_a_chunk_train_alike(
+    architecture: str, lengths: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPTIONS, architecture, LONG)
+    reference = plain(make(architecture), examples(lengths))
+    prepared, found = fast(make(architecture), examples(lengths))
+    assert prepared.packed
+    assert found[0] == pytest.approx(reference[0], rel=1e-5)
+    assert distance(found, reference) < 1e-5
+
+
+def test_attention_in_chunks_is_not_taken_for_attention_to_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = {**tiny_models.CONFIGS["Gemma"], "intermediate_size_mlp": 48, "num_local_experts": 2}
+    # The chunk is longer than the rows of the proof.
+    small["attention_chunk_size"] = 16
+    monkeypatch.setitem(tiny_models.CONFIGS, "Llama4Text", small)
+    notes: list[str] = []
+    reference = plain(make("Llama4Text"), examples())
+    _, found = fast(make("Llama4Text"), examples(), notes)
+    assert "rows are padded, not packed (a mask that its attention is not told of)" in notes[0]
+    assert distance(found, reference) < 1e-5
+
+
+WHOLE = {"head": ("lm_head",), "embeddings": ("embed_tokens",), "both": ("lm_head", "embed_tokens")}
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("modules", WHOLE)
+def test_heads_and_embeddings_that_are_trained_whole_train_alike(
+    modules: str, dtype: torch.dtype, tied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPTIONS, "Llama", {"tie_word_embeddings": tied})
+    method = Lora(r=4, lora_alpha=8, modules_to_save=WHOLE[modules])
+    reference = plain(make("Llama", dtype, method), examples())
+    model = make("Llama", dtype, method)
+    prepared, found = fast(model, examples())
+    assert prepared.packed
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert distance(found, reference) < (1e-5 if dtype == torch.float32 else 0.02)
 
 
 @pytest.mark.parametrize("architecture", PADDED)

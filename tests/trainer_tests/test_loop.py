@@ -22,7 +22,6 @@ from llm_trainer.train.plan import Plan
 from llm_trainer.train.stop import StoppedError
 from llm_trainer.watch.meter import Meter
 from llm_trainer.watch.sinks import Sinks
-from llm_trainer.watch.stopping import Stopping
 from peftjob.errors import TrainingError
 from peftjob.progress import Progress, Result
 from peftjob.training import Training
@@ -118,7 +117,6 @@ def make(
         meter=Meter(device),
         sinks=Sinks([sink or Kept()]),
         checkpoints=Checkpoints.of(folder, {}, keep=2),
-        stopping=Stopping.of(training),
     )
 
 
@@ -164,8 +162,8 @@ def test_resumed_at_any_step_it_ends_where_it_would_have(tmp_path: Path, at: int
     assert again.step == at
     again.run()
     assert weights(again) == weights(whole)
-    assert again.last == whole.last
-    assert again.first == whole.first
+    assert again.evaluations.last == whole.evaluations.last
+    assert again.evaluations.first == whole.evaluations.first
     assert again.meter.loss == whole.meter.loss
     steps = [r.step for r in sink.records if r.loss is not None]
     assert steps == [5, 6, 10, 12, 15, 16]
@@ -235,8 +233,105 @@ def test_or_the_step_is_left_out_and_counted(
     assert loop.skipped == 4  # Once an epoch.
     assert "toy.jsonl row 5): the step is left out, 4 so far" in caplog.text
     assert all(np.isfinite(r.loss) for r in sink.records if r.loss is not None)
-    assert loop.last is not None
-    assert np.isfinite(loop.last.loss)
+    assert loop.evaluations.last is not None
+    assert np.isfinite(loop.evaluations.last.loss)
+
+
+class OfMinusInfinity(ToyObjective):
+    """A loss that is infinite for some rows, with a gradient that is not."""
+
+    def score(self, model: nn.Module, batch: Batch, *, accuracy: bool = False) -> Score:
+        much = torch.where(batch["x"] > 0.5, torch.inf, 0.0)
+        return Score((model(batch["x"]) + much).sum())
+
+
+def test_a_loss_that_is_infinite_is_named_though_the_gradient_is_not(tmp_path: Path) -> None:
+    loop = make(tmp_path, objective=OfMinusInfinity(ToyRows(30)))
+    with pytest.raises(TrainingError, match=r"is not finite \(toy.jsonl row"):
+        loop.run()
+
+
+def test_what_was_trained_before_a_bad_loss_is_gone_on_with(tmp_path: Path) -> None:
+    objective = ToyObjective(ToyRows(30, bad=(4,)), ToyRows(7))
+    whole = make(tmp_path / "whole", objective=objective, on_non_finite_loss="skip")
+    whole.run()
+    # No step is due to be saved.
+    stopped = make(tmp_path / "cut", objective=objective)
+    with pytest.raises(TrainingError):
+        stopped.run()
+    again = resumed(tmp_path / "cut", objective=objective, on_non_finite_loss="skip")
+    assert again.step == stopped.step
+    again.run()
+    assert weights(again) == weights(whole)
+    assert again.skipped == whole.skipped == 4
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # A launcher leaves it out.
+def test_of_steps_that_are_all_left_out_no_loss_is_told(tmp_path: Path) -> None:
+    sink = Kept()
+    objective = ToyObjective(ToyRows(8, bad=(4,)))
+    loop = make(tmp_path, objective=objective, sink=sink, on_non_finite_loss="skip")
+    loop.run()
+    assert [(r.step, r.loss, r.grad_norm) for r in sink.records] == [(4, None, None)]
+
+
+def test_sigterm_in_the_evaluation_before_the_first_step_is_heeded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llm_trainer.train.stop.PATIENCE_S", -1.0)
+    sink = Kept()
+    stop = ToyObjective(ToyRows(30), ToyRows(7), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    loop = make(tmp_path / "cut", objective=stop, sink=sink, eval_steps=6)
+    with pytest.raises(StoppedError, match="after step 0 of 16"):
+        loop.run()
+    again = resumed(tmp_path / "cut", sink=sink, eval_steps=6)
+    again.run()
+    assert [r.step for r in sink.records if r.eval_loss is not None] == [0, 6, 12, 16]
+    whole = make(tmp_path / "whole", eval_steps=6)
+    whole.run()
+    assert weights(again) == weights(whole)
+
+
+@pytest.mark.parametrize("at", [25, 26, 27])
+def test_sigterm_amid_an_evaluation_leaves_no_line_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    monkeypatch.setattr("llm_trainer.train.stop.PATIENCE_S", -1.0)
+    batches: list[int] = []
+
+    def on_batch() -> None:
+        batches.append(1)
+        if len(batches) == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sink = Kept()
+    objective = ToyObjective(ToyRows(30), ToyRows(7), on_batch)
+    with pytest.raises(StoppedError):
+        make(tmp_path, objective=objective, sink=sink, eval_steps=6).run()
+    resumed(tmp_path, sink=sink, eval_steps=6).run()
+    assert [r.step for r in sink.records if r.loss is not None] == [5, 6, 10, 12, 15, 16]
+    assert [r.step for r in sink.records if r.eval_loss is not None] == [0, 6, 12, 16]
+
+
+def test_a_job_whose_checkpoints_are_all_damaged_begins_anew_and_keeps_them(
+    tmp_path: Path,
+) -> None:
+    loop = make(tmp_path, save_steps=1)
+    loop.run()
+    for path in loop.checkpoints.folder.glob("step-*/state.pt"):
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert loop.checkpoints.load() is None
+    assert len(list(loop.checkpoints.folder.glob("damaged-step-*/state.pt"))) == 2
+
+
+def test_ranks_that_share_out_the_weights_look_for_bad_rows_equally_often(tmp_path: Path) -> None:
+    objective = ToyObjective(ToyRows(30, bad=(4,)))
+    loop = make(tmp_path, objective=objective, on_non_finite_loss="skip", num_train_epochs=1)
+    counts: list[int] = []
+    # Another rank has two more of them.
+    loop.rounds = lambda count: counts.append(count) or count + 2  # type: ignore[func-returns-value]
+    loop.run()
+    assert loop.skipped == len(counts) == 1
 
 
 def test_it_stops_early_and_publishes_the_best(tmp_path: Path) -> None:
@@ -254,6 +349,6 @@ def test_it_stops_early_and_publishes_the_best(tmp_path: Path) -> None:
     loop.run()
     losses = {r.step: r.eval_loss for r in sink.records if r.eval_loss is not None and r.step}
     assert loop.step < 400
-    assert loop.step == loop.stopping.best_step + 6
-    assert loop.last is not None
-    assert loop.last.loss == min(losses.values()) == losses[loop.stopping.best_step]
+    assert loop.step == loop.evaluations.best_step + 6
+    assert loop.evaluations.last is not None
+    assert loop.evaluations.last.loss == min(losses.values()) == losses[loop.evaluations.best_step]

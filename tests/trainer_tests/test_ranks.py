@@ -18,6 +18,7 @@ from llm_trainer.failures import describe
 from peftjob.errors import DataError
 alarm.WAIT_S = 3.0
 alarm.LOOK_S = 0.2
+alarm.MISSED_S = 2.0
 ranks = module.join()
 
 def leave(failure):
@@ -89,3 +90,32 @@ def test_an_error_ends_a_rank_that_hangs(free_port: Callable[[], int]) -> None:
 def test_sums_are_of_all_ranks(free_port: Callable[[], int]) -> None:
     body = "raise DataError(str(ranks.sum([1.5, 2.0 + ranks.rank])))"
     assert run_two(free_port, body)[0] == "[3.0, 5.0] 11"
+
+
+@pytest.mark.parametrize(
+    ("gone", "says"), [(1, "no sign of rank 1"), (0, "the rendezvous store is gone")]
+)
+def test_a_rank_that_is_killed_is_missed_by_one_that_hangs(
+    free_port: Callable[[], int], gone: int, says: str
+) -> None:
+    body = (
+        "dist.barrier()\n"
+        f"if ranks.rank == {gone}: print('gone', flush=True); os._exit(9)\n"
+        "time.sleep(50)"
+    )
+    left = run_two(free_port, body)[1 - gone]
+    assert left.startswith(f"rank {1 - gone} lost contact with another rank")
+    assert left.endswith(f"({says}) 128")
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_rank_that_fails_before_a_collective_call_of_a_step_ends_all(
+    free_port: Callable[[], int], failing: int
+) -> None:
+    body = (
+        "with ranks.together():\n"
+        f"    if ranks.rank == {failing}: raise DataError('no model')\n"
+        "    ranks.agree()\n"
+        "    dist.all_reduce(torch.zeros(1))"
+    )
+    assert run_two(free_port, body) == ["no model 11"] * 2

@@ -197,6 +197,12 @@ def test_a_file_that_is_something_else_is_said_once(
     assert (number, problem.what[: len(says)]) == (0, says)
 
 
+@pytest.mark.parametrize("column", ["PAR1", "par1", "BZh", "sqlite format 3"])
+def test_a_column_may_be_called_like_a_format(tmp_path: Path, column: str) -> None:
+    path = write(tmp_path / "a.csv", f"{column},text\nx,y\n")
+    assert list(read(path)) == [(1, {column: "x", "text": "y"})]
+
+
 @pytest.mark.parametrize(
     ("content", "field", "says"),
     [

@@ -75,14 +75,6 @@ def test_nothing_is_left_of_a_store_that_was_not_finished(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == []
 
 
-def test_a_new_store_takes_the_place_of_an_old_one(tmp_path: Path) -> None:
-    old = Store.open(write(tmp_path / "rows"))
-    write(tmp_path / "rows", [[9]])
-    assert Store.open(tmp_path / "rows").row(0, "ids")[0].tolist() == [9]
-    assert old.row(0, "ids")[0].tolist() == [1, 2, 3]  # Who has it open keeps it.
-    assert os.listdir(tmp_path) == ["rows"]
-
-
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -208,3 +200,14 @@ def test_writing_does_not_slow_down_with_rows(tmp_path: Path) -> None:
                 writer.add(np.full(500, 10), ids=np.zeros(5000, np.int32))
             times.append(time.process_time() - begin)
     assert times[1] < 3 * times[0]
+
+
+def test_a_store_that_another_writer_finished_first_stays_under_its_readers(tmp_path: Path) -> None:
+    with Writer(tmp_path / "rows", tokens={"ids": "int32"}) as slower:
+        slower.add([1], ids=[7])
+        first = Store.open(write(tmp_path / "rows"))
+        inode = (tmp_path / "rows").stat().st_ino
+        slower.finish()
+    assert (tmp_path / "rows").stat().st_ino == inode
+    assert first.row(0, "ids")[0].tolist() == [1, 2, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["rows"]

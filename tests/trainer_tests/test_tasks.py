@@ -334,7 +334,9 @@ def test_numbers_are_predicted_where_one_label_is_asked_for(make_job: MakeJob) -
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     logits = parts.model.eval()(**inputs).logits[:, 0]
     expected = (logits - torch.tensor([0.5, -2.0])).square().sum()
-    assert parts.objective.score(parts.model, batch).loss.item() == pytest.approx(float(expected.detach()))
+    assert parts.objective.score(parts.model, batch).loss.item() == pytest.approx(
+        float(expected.detach())
+    )
 
 
 def test_smoothing_spreads_over_the_tokens_that_are_there(make_job: MakeJob) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 
 from llm_trainer.data.examples import IGNORED
 from llm_trainer.fast.documents import BOUNDS
-from llm_trainer.train.objective import Batch, Score
+from llm_trainer.objective import Batch, Score
 
 CHUNK = 256
 """Positions whose logits exist at once: enough for a matrix product to run at its full rate."""

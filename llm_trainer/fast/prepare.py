@@ -18,9 +18,9 @@ from peft.tuners.lora import LoraLayer
 
 from llm_trainer.data.examples import Examples
 from llm_trainer.fast import documents, elementwise, lora
+from llm_trainer.fast.collate import collate
 from llm_trainer.fast.loss import TargetLoss
-from llm_trainer.train.collate import collate
-from llm_trainer.train.objective import Batch
+from llm_trainer.objective import Batch
 
 LENGTHS = (5, 9)
 """Tokens of the rows of the proof."""

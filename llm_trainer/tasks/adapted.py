@@ -10,11 +10,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from llm_trainer.model import adapter, load
+from llm_trainer.objective import Objective, Rows
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import fit, noise, parallel
 from llm_trainer.train.fit import Fit
-from llm_trainer.train.objective import Objective, Rows
 from llm_trainer.train.setup import Parts
 from llm_trainer.watch.samples import Samples
 from peftjob.estimate import Device

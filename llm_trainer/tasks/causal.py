@@ -3,22 +3,22 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from llm_trainer.data import dataset, template
 from llm_trainer.data.dataset import Data
 from llm_trainer.data.examples import Examples
+from llm_trainer.fast.collate import collate
 from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.fast.prepare import prepare
 from llm_trainer.model import load, methods
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.texts import length_limit, pad_id
-from llm_trainer.train.collate import collate
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from llm_trainer.watch.samples import Samples
 from peftjob.estimate import Device
@@ -96,6 +96,7 @@ class CausalObjective:
 
     train: Rows
     held_out: Rows | None
+    is_language: ClassVar[bool] = True
     target_loss: TargetLoss
     pad_id: int
     packed: bool

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from llm_trainer.data.fields import FieldError, required
 from llm_trainer.data.files import data_files
 from llm_trainer.data.read import Problem, Row
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import labels, pictures, reading
 from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.pictures import Pictures, Place
 from llm_trainer.tasks.reading import Read, Sample
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.errors import DataError, ModelError
 from peftjob.estimate import Device
@@ -193,6 +193,7 @@ class ImageObjective:
     pictures: Pictures
     processor: Any
     dtype: torch.dtype
+    is_language: ClassVar[bool] = False
     label_smoothing: float = 0.0
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own abbreviation
 from torch import nn
 
+from llm_trainer.objective import Batch, Indices, Score
 from llm_trainer.options import Job
 from llm_trainer.tasks.labels import NONE, some
 from llm_trainer.tasks.texts import pad_id
-from llm_trainer.train.objective import Batch, Indices, Score
 from peftjob.errors import DataError
 
 Integers = npt.NDArray[np.int64]
@@ -132,6 +132,7 @@ class LabelledObjective:
     held_out: LabelledRows | None
     pad_id: int
     label_smoothing: float
+    is_language: ClassVar[bool] = False
 
     @classmethod
     def of(cls, job: Job, data: LabelledData, **more: Any) -> Self:

@@ -7,7 +7,7 @@ ones is drawn anew each time a row is trained on, and once for all for a held-ou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from transformers import AutoModelForMaskedLM
 
 from llm_trainer.data.fields import string
 from llm_trainer.model import load
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import reading
@@ -31,7 +32,6 @@ from llm_trainer.tasks.labelled import (
 from llm_trainer.tasks.labels import NONE
 from llm_trainer.tasks.reading import Sample
 from llm_trainer.tasks.texts import fast_tokenizer, length_limit
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.errors import ModelError
 from peftjob.estimate import Device
@@ -116,6 +116,7 @@ def _count(maskable: int) -> int:
 class MaskedObjective(LabelledObjective):
     """The cross entropy of the tokens that are to be told."""
 
+    is_language: ClassVar[bool] = True
     mask_id: int
     vocabulary: int
     seed: int

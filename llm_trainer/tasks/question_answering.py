@@ -17,6 +17,7 @@ from transformers import AutoModelForQuestionAnswering
 
 from llm_trainer.data.fields import FieldError, parsed, required, show, string
 from llm_trainer.data.read import Problem, Row
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import reading
@@ -24,7 +25,6 @@ from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
 from llm_trainer.tasks.texts import fast_tokenizer, length_limit, token_types
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
 

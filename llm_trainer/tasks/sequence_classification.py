@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from llm_trainer.data.fields import FieldError, required, show, string
 from llm_trainer.data.read import Row
 from llm_trainer.model import load
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import labels, reading
@@ -25,7 +26,6 @@ from llm_trainer.tasks.adapted import load_adapted
 from llm_trainer.tasks.labelled import LabelledData, LabelledObjective, LabelledRows, Tokenised
 from llm_trainer.tasks.reading import Sample
 from llm_trainer.tasks.texts import length_limit, pad_id, token_types
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
 

@@ -14,6 +14,7 @@ from transformers import AutoModelForTokenClassification
 
 from llm_trainer.data.fields import FieldError, encodable, parsed, required, show
 from llm_trainer.data.read import Row
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks import labels, reading
@@ -28,7 +29,6 @@ from llm_trainer.tasks.labelled import (
 )
 from llm_trainer.tasks.reading import Sample
 from llm_trainer.tasks.texts import fast_tokenizer, length_limit
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.setup import Parts
 from peftjob.estimate import Device
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from llm_trainer.objective import Rows
 from llm_trainer.ranks import Ranks
-from llm_trainer.train.objective import Rows
 from peftjob import base_model, estimate
 from peftjob.architecture import Architecture
 from peftjob.errors import ModelError, SourceError

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from llm_trainer.objective import Indices, Objective
 from llm_trainer.ranks import Ranks
 from llm_trainer.train.memory import ran_out
-from llm_trainer.train.objective import Indices, Objective
 from llm_trainer.train.plan import micro_batches
 from peftjob.errors import OutOfMemoryError
 
@@ -27,12 +27,14 @@ class Evaluation:
     """Mean per unit, in nats."""
     accuracy: float | None
     """Share of the units that the model ranks first; None where the task does not tell."""
+    is_language: bool = True
+    """Whether the units are tokens that a language model tells."""
 
     @property
     def perplexity(self) -> float | None:
-        """exp(loss); None where that is no number."""
+        """exp(loss); None where that is no number, or means nothing to the task."""
         perplexity = math.exp(self.loss) if self.loss < 700 else math.inf
-        return perplexity if math.isfinite(perplexity) else None
+        return perplexity if self.is_language and math.isfinite(perplexity) else None
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""
@@ -94,7 +96,8 @@ def evaluate(
     local = [float(sums.loss), float(sums.correct), float(not sums.tells_accuracy)]
     loss, correct, without = ranks.sum(local)
     units = int(rows.targets.sum())
-    return Evaluation(loss / units, None if without else correct / units)
+    accuracy = None if without else correct / units
+    return Evaluation(loss / units, accuracy, objective.is_language)
 
 
 def _add(

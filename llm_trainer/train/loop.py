@@ -23,12 +23,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from llm_trainer.failures import describe
+from llm_trainer.objective import Indices, Objective
 from llm_trainer.ranks import Ranks, StopTogetherError
 from llm_trainer.train import heldout, nonfinite
 from llm_trainer.train.checkpoint import Checkpoints, State
 from llm_trainer.train.evaluations import Evaluations
 from llm_trainer.train.gradients import Gradients
-from llm_trainer.train.objective import Indices, Objective
 from llm_trainer.train.plan import Plan
 from llm_trainer.train.step import Accumulator
 from llm_trainer.train.stop import StoppedError, StopSignal

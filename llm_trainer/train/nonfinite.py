@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from llm_trainer.objective import Indices, Objective
 from llm_trainer.ranks import Ranks
-from llm_trainer.train.objective import Indices, Objective
 
 SHOWN_ROWS = 5
 

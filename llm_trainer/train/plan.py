@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from llm_trainer.train.objective import Indices, Rows
+from llm_trainer.objective import Indices, Rows
 from peftjob.errors import SpecError
 
 

@@ -9,12 +9,12 @@ from peft import PeftModel
 
 from llm_trainer import lineage
 from llm_trainer.model.methods import parameter_groups
+from llm_trainer.objective import Objective
 from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import optimiser
 from llm_trainer.train.checkpoint import Checkpoints, State
 from llm_trainer.train.loop import Loop
-from llm_trainer.train.objective import Objective
 from llm_trainer.train.plan import Plan
 from llm_trainer.watch import flops, peak
 from llm_trainer.watch.meter import Meter

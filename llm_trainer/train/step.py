@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from llm_trainer.objective import Indices, Objective
 from llm_trainer.train.gradients import Gradients
 from llm_trainer.train.memory import ran_out
-from llm_trainer.train.objective import Indices, Objective
 from llm_trainer.train.plan import Plan, micro_batches
 from peftjob.errors import OutOfMemoryError
 

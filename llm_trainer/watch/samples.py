@@ -53,17 +53,9 @@ class Samples:
             positions: that the base model has; None is without end.
 
         Raises:
-            SpecError: a prompt that is too long, that the chat template refuses, or a task that
-                answers none.
+            SpecError: a prompt that is too long, or that the chat template refuses.
         """
         prompts = spec.training.prompts
-        if prompts and spec.task != "causal-lm":
-            raise SpecError(
-                [
-                    f"training.prompts: a model for {spec.task} answers no prompts, only one for "
-                    "causal-lm does; take them out"
-                ]
-            )
         inputs, problems = [], []
         for i, prompt in enumerate(prompts):
             try:

@@ -97,6 +97,7 @@ class _Decoder:
             gated=family.fused_gate or len(family.ffn.split()) == 3,
             swiglu=len(family.ffn.split()) == 3
             and fields.get("hidden_act", family.activation) == "silu",
+            chained=fields.get("hidden_act", family.activation) in ("gelu_new", "gelu_fast"),
             attention_dropout=bool(fields.get("attention_dropout", family.attention_dropout)),
             dropout=bool(fields.get("dropout", family.dropout)),
             rms=family.rms,

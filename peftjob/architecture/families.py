@@ -72,6 +72,7 @@ _GPT2: dict[str, Any] = {
     "ffn": "c_fc c_proj",
     "tied": True,
     "positions": 0,
+    "activation": "gelu_new",
     "attention_dropout": 0.1,
     "dropout": 0.1,
 }
@@ -108,7 +109,7 @@ DECODERS: dict[str, Family] = {
         rms=False,
         tied=True,
     ),
-    "phi": _gelu(out="dense", ffn="fc1 fc2", norms=1, head_bias=True),
+    "phi": _gelu(out="dense", ffn="fc1 fc2", norms=1, head_bias=True, activation="gelu_new"),
     "gpt_neox": _gelu(
         qkv="query_key_value",
         out="dense",
@@ -124,10 +125,23 @@ DECODERS: dict[str, Family] = {
         embedding_norm=True,
     ),
     "gpt2": _gelu(**_GPT2),
-    "gpt_bigcode": _gelu(**_GPT2),
-    "gpt_neo": _gelu(qkv_bias=False, out="out_proj", ffn="c_fc c_proj", tied=True, positions=0),
+    "gpt_bigcode": _gelu(**{**_GPT2, "activation": "gelu_pytorch_tanh"}),
+    "gpt_neo": _gelu(
+        qkv_bias=False,
+        out="out_proj",
+        ffn="c_fc c_proj",
+        tied=True,
+        positions=0,
+        activation="gelu_new",
+    ),
     "gptj": _gelu(
-        qkv_bias=False, out="out_proj", out_bias=False, ffn="fc_in fc_out", norms=1, head_bias=True
+        qkv_bias=False,
+        out="out_proj",
+        out_bias=False,
+        ffn="fc_in fc_out",
+        norms=1,
+        head_bias=True,
+        activation="gelu_new",
     ),
     "opt": _gelu(
         qkv_bias="enable_bias=true",

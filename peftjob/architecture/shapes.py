@@ -89,6 +89,8 @@ class Architecture:
     """Whether the feed-forward multiplies two projections of its input."""
     swiglu: bool = False
     """Whether it does so as Llama does: separate projections, and SiLU of the gate."""
+    chained: bool = False
+    """Whether the activation is a chain of operations (gelu_new), each of which keeps its own."""
     attention_dropout: bool = False
     """Whether attention drops weights while it is trained."""
     dropout: bool = False

@@ -63,9 +63,14 @@ class Activations:
 
     @property
     def plain_language_model(self) -> bool:
-        """Whether the loss is computed a chunk at a time: not with a head that is trained."""
-        return adapter.is_language(self.architecture) and not adapter.trains_head(
-            self.architecture, self.method
+        """Whether the loss is computed a chunk at a time.
+
+        Not with a head that is trained, nor where a prompt makes its input longer than the batch.
+        """
+        return (
+            self._prepared
+            and not isinstance(self.method, PromptTuning)
+            and not adapter.trains_head(self.architecture, self.method)
         )
 
     def kept(self, batch: Batch, *, checkpointing: bool) -> int:
@@ -119,6 +124,10 @@ class Activations:
         prompts = isinstance(self.method, PromptTuning | PrefixTuning)
         return self._prepared and not prompts and not self.architecture.attention_dropout
 
+    def _mask(self, width: int) -> int:
+        """Bytes a number of a dropout's mask: on a CPU it is of the dtype that it multiplies."""
+        return width if self.on_cpu else 1
+
     @property
     def _stream(self) -> int:
         """The hidden states between blocks."""
@@ -162,7 +171,7 @@ class Activations:
 
     def _norms(self, block: Block) -> int:
         hidden = self.architecture.hidden
-        masks = 2 * hidden * self.architecture.dropout
+        masks = 2 * hidden * self._mask(self.width) * self.architecture.dropout
         if not self.architecture.rms:
             return masks + block.norms * (hidden * self.width + 2 * WIDE)
         if self._prepared or self.width == WIDE:
@@ -184,8 +193,8 @@ class Activations:
             copies = sum(p.inputs * p.active for p in adapted)
             shared = self._distinct(block) if width == WIDE else copies
             extra = sum(p.outputs for p in adapted) * width if method.use_dora else 0
-            # Dropout keeps what it lets through, and a mask of bytes.
-            dropped = copies * (WIDE + 1) if method.lora_dropout else shared * WIDE
+            # Dropout keeps what it lets through, and a mask.
+            dropped = copies * (WIDE + self._mask(WIDE)) if method.lora_dropout else shared * WIDE
             return dropped + rank * WIDE + 2 * extra
         return self._distinct(block) * width + rank * width
 
@@ -200,8 +209,8 @@ class Activations:
         queries, keys = model.heads * model.head_dim, model.kv_heads * model.head_dim
         if model.attention_dropout:
             # No fused kernel, and all in float32: queries, keys and values, the weights before
-            # and after the dropout, and its mask of bytes.
-            return 3 * queries * WIDE + model.heads * batch.longest * (2 * WIDE + 1)
+            # and after the dropout, and its mask.
+            return 3 * queries * WIDE + model.heads * batch.longest * (2 * WIDE + self._mask(WIDE))
         # Where rows are padded there is a mask, and with one a key is repeated for its queries.
         kept = (queries + 2 * (keys if self._packs else queries)) * width
         if isinstance(self.method, PrefixTuning):
@@ -219,6 +228,7 @@ class Activations:
     def _feed_forward(self, block: Block) -> int:
         model = self.architecture
         if not model.gated:
-            return block.inner * self.width
+            # What the activation is given; a chain also keeps a half of it, a tanh, and 1 + that.
+            return (4 if model.chained else 1) * block.inner * self.width
         # Gate and up; without the node the gate's activation too.
         return (2 if model.swiglu else 3) * block.inner * self.width

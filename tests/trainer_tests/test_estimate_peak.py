@@ -41,6 +41,10 @@ NEOX = {
     "num_hidden_layers": 3, "num_attention_heads": 8, "vocab_size": 16384,
     "max_position_embeddings": 4096,
 }  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 512, "n_layer": 3, "n_head": 8, "vocab_size": 16384,
+    "n_positions": 1024,
+}  # fmt: skip
 GEMMA = {
     "model_type": "gemma", "hidden_size": 512, "intermediate_size": 2048,
     "num_hidden_layers": 3, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 64,
@@ -66,11 +70,12 @@ MATRIX = {
     "a long row": case(SMALL, [2048], "bfloat16"),
     "middle bfloat16": case(MIDDLE, [512] * 2, "bfloat16"),
     "middle bfloat16 checkpointed": case(MIDDLE, [512] * 2, "bfloat16", checkpointing=True),
-    "middle float32": case(MIDDLE, [512] * 2, "float32"),
+    "dropout": case(MIDDLE, [512] * 2, "bfloat16", method={**LORA, "lora_dropout": 0.05}),
     "64k words bfloat16": case(WORDY, [256] * 2, "bfloat16"),
     "64k words float32": case(WORDY, [512], "float32", checkpointing=True),
     "100 million": case(LARGE, [256], "bfloat16", checkpointing=True),
     "GPT-NeoX": case(NEOX, [512] * 2, "bfloat16"),
+    "GPT-2": case(GPT2, [512], "bfloat16"),
     "Gemma": case(GEMMA, [512] * 2, "bfloat16", checkpointing=True),
     "BERT": case(BERT, [256] * 4, "bfloat16", **CLASSIFICATION),
     "IA3": case(MIDDLE, [512] * 2, "bfloat16", method={"type": "ia3"}),

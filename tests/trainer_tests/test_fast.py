@@ -9,10 +9,10 @@ import torch.nn.functional as F  # noqa: N812
 
 from llm_trainer.data.examples import Examples
 from llm_trainer.fast import documents, elementwise
+from llm_trainer.fast.collate import collate
 from llm_trainer.fast.prepare import Prepared, prepare
 from llm_trainer.fast.row_attention import row_attention
 from llm_trainer.model.adapter import add_adapter
-from llm_trainer.train.collate import collate
 from peftjob.method import IA3, Lora, PromptTuning
 from tests import tiny_models
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from llm_trainer.objective import Batch, Indices, Score
 from llm_trainer.ranks import Ranks
 from llm_trainer.train.heldout import Evaluation, evaluate
-from llm_trainer.train.objective import Batch, Indices, Score
 from peftjob.errors import OutOfMemoryError
 
 LENGTHS = np.array([3, 9, 1, 5, 7, 4], np.int64)
@@ -40,6 +40,7 @@ class Toy:
     tells_accuracy: bool = True
     seen: list[list[int]] = field(default_factory=list)
     train = held_out = Rows()
+    is_language = True
 
     def batch(self, rows: Any, indices: Indices) -> Batch:
         return {"rows": torch.from_numpy(indices)}
@@ -143,6 +144,7 @@ def test_between_is_called_after_each_batch_and_may_end_the_evaluation() -> None
 def test_a_perplexity_beyond_all_numbers_is_none() -> None:
     assert Evaluation(800.0, None).perplexity is None
     assert Evaluation(math.nan, None).perplexity is None
+    assert Evaluation(1.0, None, is_language=False).perplexity is None
 
 
 def test_an_evaluation_is_plain_data_and_back() -> None:

@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.ranks import Ranks, StopTogetherError
 from llm_trainer.train import optimiser
 from llm_trainer.train.checkpoint import Checkpoints
 from llm_trainer.train.loop import Loop
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.plan import Plan
 from llm_trainer.train.stop import StoppedError
 from llm_trainer.watch.meter import Meter
@@ -54,6 +54,7 @@ class ToyObjective:
     train: ToyRows
     held_out: Rows | None = None
     on_batch: Any = None
+    is_language = True
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         if self.on_batch is not None:

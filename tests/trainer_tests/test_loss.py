@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from llm_trainer.data.examples import Examples
+from llm_trainer.fast.collate import collate
 from llm_trainer.fast.loss import TargetLoss
 from llm_trainer.ranks import Ranks
 from llm_trainer.tasks.causal import CausalObjective
-from llm_trainer.train.collate import collate
 from llm_trainer.train.heldout import evaluate
 from tests import tiny_models
 

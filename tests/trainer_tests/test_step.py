@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from llm_trainer.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.gradients import Gradients
-from llm_trainer.train.objective import Batch, Indices, Rows, Score
 from llm_trainer.train.plan import Plan
 from llm_trainer.train.step import Accumulator
 from peftjob.errors import OutOfMemoryError
@@ -43,6 +43,7 @@ class ToyObjective:
     error: type[Exception] = torch.OutOfMemoryError
     held_out: Rows | None = None
     sizes: list[int] = field(default_factory=list)
+    is_language = True
 
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         values = np.repeat(indices, rows.lengths[indices])

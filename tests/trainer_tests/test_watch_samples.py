@@ -129,8 +129,3 @@ def test_a_template_that_refuses_a_prompt_is_named(make_tokenizer: Any) -> None:
     strict = make_tokenizer("{{ raise_exception('no system turn') }}")
     with pytest.raises(SpecError, match=r"prompts.0: the chat template refuses it: no system turn"):
         Samples.of(spec("red"), strict, positions=256)
-
-
-def test_only_a_causal_model_answers(tokenizer: Any) -> None:
-    with pytest.raises(SpecError, match=r"training.prompts: a model for masked-lm answers no"):
-        Samples.of(spec("red", task="masked-lm"), tokenizer, positions=256)

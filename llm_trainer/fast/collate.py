@@ -7,7 +7,7 @@ import numpy.typing as npt
 import torch
 
 from llm_trainer.data.examples import IGNORED, Examples
-from llm_trainer.train.objective import Batch, Indices
+from llm_trainer.objective import Batch, Indices
 
 Row = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 

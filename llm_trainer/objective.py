@@ -55,6 +55,11 @@ class Objective(Protocol):
         """What is evaluated on."""
         ...
 
+    @property
+    def is_language(self) -> bool:
+        """Whether its units are tokens that a language model tells: exp(loss) is a perplexity."""
+        ...
+
     def batch(self, rows: Rows, indices: Indices) -> Batch:
         """The rows as tensors on the CPU; without `indices`, a batch that has no unit of loss."""
         ...

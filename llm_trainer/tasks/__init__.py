@@ -43,8 +43,8 @@ class Task(Protocol):
     def build(self, job: "Job", data: Any, ranks: "Ranks", least: "Device") -> "Parts":
         """The model with its adapter on the rank's device, and how it is scored on `data`.
 
-        Makes no collective call: it may fail on one rank alone. `least` is the device of the rank
-        that has the least memory.
+        May fail on one rank alone: what makes a collective call agrees before. `least` is the
+        device of the rank that has the least memory.
         """
         ...
 

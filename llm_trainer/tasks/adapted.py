@@ -15,6 +15,7 @@ from llm_trainer.options import Job
 from llm_trainer.ranks import Ranks
 from llm_trainer.train import fit, noise, parallel
 from llm_trainer.train.fit import Fit
+from llm_trainer.train.parallel import Shards
 from llm_trainer.train.setup import Parts
 from llm_trainer.watch.samples import Samples
 from peftjob.estimate import Device
@@ -29,7 +30,7 @@ class Adapted:
 
     model: PeftModel
     fit: Fit
-    shards: bool
+    shards: Shards | None
 
     def parts(
         self,
@@ -47,14 +48,14 @@ class Adapted:
         alpha = job.spec.training.neftune_noise_alpha
         if alpha is not None:
             noise.install(self.model.get_input_embeddings(), alpha)
-        if self.shards:
-            parallel.shard(self.model, ranks)
+        if self.shards is not None:
+            self.shards.apply(self.model)
         return Parts(
             model=self.model,
             objective=objective,
             packed=packed,
             micro_batch_tokens=self.fit.micro_batch_tokens,
-            rounds=partial(parallel.rounds, ranks) if self.shards else None,
+            rounds=partial(parallel.rounds, ranks) if self.shards is not None else None,
             samples=samples,
             facts=facts or {},
         )
@@ -74,8 +75,6 @@ def load_adapted(
     check: Callable[[Any], None] = lambda _: None,
 ) -> Adapted:
     """The base model, with a head for the task where it has none, and the method's adapter.
-
-    Makes no collective call.
 
     Args:
         rows: that are trained on.
@@ -97,11 +96,13 @@ def load_adapted(
         labels=labels,
     )
     log.info(chosen.note)
-    shards = chosen.parallel == "fsdp" and ranks.world_size > 1
+    shards = None
+    if chosen.parallel == "fsdp" and ranks.world_size > 1:
+        shards = Shards.begin(ranks)
     base = load.load_base(
         job.model_dir,
         dtype,
-        device=load.CPU if shards else ranks.device,
+        device=ranks.device if shards is None else load.CPU,
         quantisation=spec.method if isinstance(spec.method, QLora) else None,
         model_class=model_class,
         num_labels=labels,
@@ -115,6 +116,6 @@ def load_adapted(
     model = adapter.add_adapter(
         base, spec.method, task_type=task_type, heads=load.fresh_modules(base)
     )
-    if not shards:
+    if shards is None:
         model.to(ranks.device)
     return Adapted(model=model, fit=chosen, shards=shards)

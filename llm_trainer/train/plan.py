@@ -14,12 +14,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_trainer.objective import Indices, Rows
 from peftjob.errors import SpecError
+
+Order = npt.NDArray[np.integer[Any]]
+"""All rows, in the order of an epoch."""
 
 
 @dataclass(kw_only=True)
@@ -34,7 +38,7 @@ class Plan:
     world_size: int
     seed: int
     shuffle: bool = True
-    _last: tuple[int, Indices, npt.NDArray[np.int64]] | None = field(
+    _last: tuple[int, Order, npt.NDArray[np.int64]] | None = field(
         init=False, repr=False, default=None
     )
     """The epoch at hand: an order is as long as the dataset, and used for many steps."""
@@ -65,7 +69,7 @@ class Plan:
         """The rows of a step, counted from 0 since the start of the training."""
         epoch, within = divmod(number, self.steps_per_epoch)
         order, bounds = self._epoch(epoch)
-        return order[bounds[within] : bounds[within + 1]]
+        return order[bounds[within] : bounds[within + 1]].astype(np.int64)
 
     def share(self, step_rows: Indices, rank: int) -> Indices:
         """A step's rows that `rank` takes, longest first; it may be none."""
@@ -89,16 +93,18 @@ class Plan:
         """What a step's loss is divided by, on all ranks."""
         return int(self.rows.targets[step_rows].sum())
 
-    def _epoch(self, epoch: int) -> tuple[Indices, npt.NDArray[np.int64]]:
+    def _epoch(self, epoch: int) -> tuple[Order, npt.NDArray[np.int64]]:
         """Order of the rows, and where in it each step begins (and the last one ends)."""
         if self._last is None or self._last[0] != epoch:
-            order = np.arange(len(self.rows), dtype=np.int64)
+            # All that a training holds in memory for each row: four bytes of them.
+            small = len(self.rows) <= np.iinfo(np.uint32).max
+            order: Order = np.arange(len(self.rows), dtype=np.uint32 if small else np.int64)
             if self.shuffle:
                 np.random.default_rng([self.seed, epoch]).shuffle(order)
             self._last = epoch, order, self._bounds(order)
         return self._last[1:]
 
-    def _bounds(self, order: Indices) -> npt.NDArray[np.int64]:
+    def _bounds(self, order: Order) -> npt.NDArray[np.int64]:
         count = self.steps_per_epoch
         if self.tokens_per_step is None:
             return np.minimum(np.arange(count + 1) * self.rows_per_step, len(order))

@@ -3,8 +3,8 @@
     python peak.py FOLDER '{"name": {"config": …, "method": …, "dtype": "bfloat16", "rows": [9]}}'
 
 The answer to each case is the growth of resident memory, in bytes, over what the process keeps
-after it has done the very same before: modules, and what oneDNN keeps of the products it compiled,
-are the process's own. malloc is asked to give memory back at once, so that what is resident is what
+after it has done the very same before: modules, and what libraries keep of the first time, are the
+process's own. malloc is asked to give memory back at once, so that what is resident is what
 is in use; with exact=False it is as it is in a pod, and keeps what it can't use.
 """
 

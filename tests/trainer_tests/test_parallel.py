@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llm_trainer.ranks import Ranks
 from llm_trainer.train import parallel
 from peftjob.errors import SpecError
 from peftjob.progress import Progress, from_line
@@ -110,9 +109,8 @@ def test_quantised_weights_are_shared_out_too(make: Any) -> None:
 def test_weights_of_8_bits_are_refused_in_one_line() -> None:
     from bitsandbytes.nn import Linear8bitLt
 
-    alone = Ranks(rank=0, world_size=1, local_rank=0, device=torch.device("cpu"))
     with pytest.raises(SpecError, match="weights of 8 bits can't be shared out"):
-        parallel.shard(Linear8bitLt(4, 4, has_fp16_weights=False), alone)
+        parallel.check(Linear8bitLt(4, 4, has_fp16_weights=False))
 
 
 def test_blocks_are_the_members_of_the_outermost_lists() -> None:

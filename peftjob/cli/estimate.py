@@ -95,7 +95,11 @@ def _table(spec: "PeftJobSpec", estimate: "Estimate") -> str:
         ("each process", f"{choice.memory.total / GIB:9.3f} GiB {has}"),
         ("micro-batch", f"{choice.micro_batch_tokens:,} tokens"),
         ("checkpointing", "on" if choice.gradient_checkpointing else "off"),
-        ("parallel", f"{choice.parallel}, {estimate.processes} processes"),
+        (
+            "parallel",
+            f"{choice.parallel}, {estimate.processes} process"
+            + ("es" if estimate.processes > 1 else ""),
+        ),
     ]
     if estimate.total_steps is not None:
         rows.append(("steps", f"{estimate.total_steps:,}"))

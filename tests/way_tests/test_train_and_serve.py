@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from peftjob import DatasetSource, oci
+from peftjob import DatasetSource, local_data, oci
+from peftjob.errors import DataError, JobError
 from peftjob.progress import Progress
 from tests.hub_server import HubServer
 from tests.local_tests.conftest import Cluster
@@ -92,18 +93,23 @@ def _fill_hub(root: Path, model_dir: Path) -> None:
     write_jsonl(root / "datasets" / "org" / "rows" / "train.jsonl", chats(8))
 
 
-def test_a_row_that_can_not_be_trained_on_fails_the_job_with_one_line(
-    cluster: Cluster, model_dir: Path, tmp_path: Path
+def test_a_row_that_can_not_be_trained_on_is_refused_or_fails_the_job_with_one_line(
+    cluster: Cluster, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[Any] = [*chats(3), {"messages": "not a list"}]
     file = write_jsonl(tmp_path / "bad.jsonl", rows)
-    job = cluster.client.train(
-        name="bad",
-        num_workers=2,
-        model_provider_parameters=model_dir.as_uri(),
-        dataset_provider_parameters=file.as_uri(),
-        trainer_parameters=QUICK,
-    )
-    with pytest.raises(Exception, match=r"job 'bad' failed: .*bad\.jsonl") as caught:
-        job.wait(timeout_s=120)
-    assert "4" in str(caught.value)
+    job: dict[str, Any] = {
+        "name": "bad",
+        "num_workers": 2,
+        "model_provider_parameters": model_dir.as_uri(),
+        "dataset_provider_parameters": file.as_uri(),
+        "trainer_parameters": QUICK,
+    }
+    what = r"bad\.jsonl row 4: messages: is 'not a list'"
+    with pytest.raises(DataError, match=what):
+        cluster.client.train(**job)
+    assert not cluster.client.list_jobs(namespace="default")
+    # Of a large dataset the first rows only are looked at before the job is made.
+    monkeypatch.setattr(local_data, "LOOKED_AT", 3)
+    with pytest.raises(JobError, match=rf"job 'bad' failed: .*{what}"):
+        cluster.client.train(**job).wait(timeout_s=120)

@@ -142,14 +142,14 @@ class Rounds:
     fp32_flops: list[float]
 
     def median(self, name: str, field: str) -> float | None:
-        """Of cpu_s, wall_s or peak_mb; None where the entry was not measured."""
+        """Of cpu_s or wall_s; None where the entry was not measured."""
         found = self.measurements.get(name)
         return median(getattr(m, field) for m in found) if found else None
 
-    def ratio(self, name: str, base: str, field: str = "cpu_s") -> float | None:
-        """The median of the rounds' ratios."""
+    def ratio(self, name: str, base: str) -> float | None:
+        """The median of the rounds' ratios of CPU time."""
         pairs = zip(self.measurements.get(name, []), self.measurements.get(base, []), strict=False)
-        ratios = [getattr(one, field) / getattr(other, field) for one, other in pairs]
+        ratios = [one.cpu_s / other.cpu_s for one, other in pairs]
         return median(ratios) if ratios else None
 
     def mfu(self, name: str, flops_done: float) -> float | None:
@@ -184,6 +184,6 @@ def run(
                 made.measurements[entry.name].append(scaled)
                 say(
                     f"round {number + 1} {entry.name}: {scaled.cpu_s:.2f} CPU s, "
-                    f"peak {done.peak_mb:.0f} MB, loss {done.losses[-1]:.4f}"
+                    f"loss {done.losses[-1]:.4f}"
                 )
     return made

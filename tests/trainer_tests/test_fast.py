@@ -82,9 +82,9 @@ def outcome(model: Any, loss: torch.Tensor) -> Outcome:
 
 def plain(model: Any, data: Examples) -> Outcome:
     """Row by row, through PEFT and the model's own loss over all logits."""
-    total = torch.zeros(())
+    total = torch.zeros((), device=model.device)
     for i in range(len(data)):
-        ids, trained = (torch.from_numpy(part.copy()) for part in data.row(i))
+        ids, trained = (torch.from_numpy(part.copy()).to(model.device) for part in data.row(i))
         logits = model(input_ids=ids.long()[None], use_cache=False).logits[0]
         labels = torch.where(trained, ids.long(), -100)[1:]
         total = total + F.cross_entropy(logits[:-1].float(), labels, reduction="sum")
@@ -94,7 +94,8 @@ def plain(model: Any, data: Examples) -> Outcome:
 def fast(model: Any, data: Examples, notes: list[str] | None = None) -> tuple[Prepared, Outcome]:
     prepared = prepare(model, note=[].append if notes is None else notes.append)
     batch = collate(data, np.arange(len(data)), 0, packed=prepared.packed)
-    return prepared, outcome(model, prepared.target_loss(model, batch).loss)
+    moved = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    return prepared, outcome(model, prepared.target_loss(model, moved).loss)
 
 
 def distance(one: Outcome, other: Outcome) -> float:
@@ -180,6 +181,16 @@ def test_in_bfloat16_the_error_is_bfloat16s_own(architecture: str) -> None:
     own = distance(plain(make(architecture, torch.bfloat16), examples()), exact)
     ours = distance(fast(make(architecture, torch.bfloat16), examples())[1], exact)
     assert ours < 1.5 * own + 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("architecture", ["Llama", "Mistral", "Phi3", "Qwen2", "Qwen3"])
+def test_on_a_gpu_the_error_is_bfloat16s_own(architecture: str) -> None:
+    exact = plain(make(architecture).cuda(), examples())
+    own = distance(plain(make(architecture, torch.bfloat16).cuda(), examples()), exact)
+    prepared, found = fast(make(architecture, torch.bfloat16).cuda(), examples())
+    assert prepared.packed
+    assert distance(found, exact) < 1.5 * own + 1e-3
 
 
 @pytest.mark.parametrize(

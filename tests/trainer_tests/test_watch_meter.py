@@ -146,7 +146,6 @@ def test_a_device_without_memory_for_it_has_no_peak(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_has_a_peak_and_its_memory_is_what_was_allocated() -> None:
     device = torch.device("cuda", 0)
     measured = peak.measure(device, torch.bfloat16)

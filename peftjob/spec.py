@@ -45,8 +45,9 @@ class BaseModelSource(Part):
     revision: str | None = None
     """Branch, tag or commit of a hub repository; None is its main branch."""
     chat_template: str | None = None
-    """A Jinja template in place of the tokenizer's own: the template itself, or the path of a file
-    in the pod (absolute, or relative to the model's folder). None takes the tokenizer's."""
+    """A Jinja template in place of the tokenizer's own: the template itself, the path of a file in
+    the pod (absolute, or relative to the model's folder), or preset://NAME (chatml, llama-3, gemma,
+    mistral, phi-3, phi-4). None takes the tokenizer's."""
 
     _check = field_validator("source")(_uri)
 

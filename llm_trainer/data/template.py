@@ -1,11 +1,13 @@
 """Which chat template a training uses: the one of base_model.chat_template, or the tokenizer's."""
 
+import difflib
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateSyntaxError
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from llm_trainer.data.preset_templates import PREFIX, TEMPLATES
 from peftjob.errors import ModelError
 
 FILE_NAME = "chat_template.jinja"
@@ -13,12 +15,13 @@ FILE_NAME = "chat_template.jinja"
 
 
 def override(tokenizer: Any, given: str | None, model_dir: Path) -> None:
-    """Have the tokenizer use the template `given`: Jinja, or a path; None leaves its own.
+    """Have the tokenizer use the template `given`; None leaves its own.
 
     Whatever renders a conversation asks the tokenizer: what is trained, the prompts that are
     answered for the model card, and what is saved with the adapter.
 
     Args:
+        given: Jinja, a path, or preset://NAME.
         model_dir: relative paths are of files in it.
 
     Raises:
@@ -34,6 +37,8 @@ def resolve(given: str, model_dir: Path) -> str:
     Raises:
         ModelError: there is no such file, or what it holds is no template.
     """
+    if given.startswith(PREFIX):
+        return _preset(given.removeprefix(PREFIX))
     # A path has no braces that Jinja knows, and a template without any would say nothing.
     inline = "{{" in given or "{%" in given
     name = "the template" if inline else f"{model_dir / given}"
@@ -61,3 +66,14 @@ def _read(path: Path) -> str:
             f"base_model.chat_template: can't read {str(path)!r}: {reason}; give Jinja itself, or "
             "the path of a file in the pod, absolute or relative to the model's folder"
         ) from err
+
+
+def _preset(name: str) -> str:
+    if name not in TEMPLATES:
+        near = difflib.get_close_matches(name, TEMPLATES, n=1)
+        raise ModelError(
+            f"base_model.chat_template: there is no preset {name!r}; "
+            + (f"did you mean {near[0]}? " if near else "")
+            + f"there are {', '.join(TEMPLATES)}"
+        )
+    return TEMPLATES[name]

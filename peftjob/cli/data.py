@@ -66,7 +66,9 @@ def add(verbs: Any) -> None:
     check.add_argument("--split", help="as dataset.split has it, for a folder")
     check.add_argument("--train-on", choices=("completion", "last", "all"), default="completion")
     check.add_argument(
-        "--chat-template", metavar="JINJA|FILE", help="in place of the tokenizer's own"
+        "--chat-template",
+        metavar="JINJA|FILE|preset://NAME",
+        help="in place of the tokenizer's own",
     )
     check.add_argument("--json", action="store_true", help="print the report as JSON")
 

@@ -9,51 +9,51 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
+    from peftjob.credentials import S3Keys, SecretKey, Secrets
     from peftjob.job import Job
     from peftjob.local import LocalCluster
     from peftjob.method import IA3, Lora, PrefixTuning, PromptTuning, QLora
+    from peftjob.pods import Elastic, EnvVar, Images, Resources, RunPolicy, Scheduling
     from peftjob.service import Service
-    from peftjob.spec import (
-        BaseModelSource,
-        DatasetSource,
-        EnvVar,
-        Images,
-        Output,
-        PeftJobSpec,
-        Registry,
-        RunPolicy,
-        Storage,
-        TrainerParams,
-    )
+    from peftjob.spec import BaseModelSource, DatasetSource, PeftJobSpec, TrainerParams
     from peftjob.training import Training
+    from peftjob.volumes import Output, Registry, Storage, Volume
 
 _MODULES = {
-    "Job": "peftjob.job",
-    "LocalCluster": "peftjob.local",
-    "Service": "peftjob.service",
-    "TrainingClient": "peftjob.client",
     "BaseModelSource": "peftjob.spec",
     "DatasetSource": "peftjob.spec",
-    "EnvVar": "peftjob.spec",
-    "Images": "peftjob.spec",
+    "Elastic": "peftjob.pods",
+    "EnvVar": "peftjob.pods",
     "IA3": "peftjob.method",
+    "Images": "peftjob.pods",
+    "Job": "peftjob.job",
+    "LocalCluster": "peftjob.local",
     "Lora": "peftjob.method",
+    "Output": "peftjob.volumes",
+    "PeftJobSpec": "peftjob.spec",
     "PrefixTuning": "peftjob.method",
     "PromptTuning": "peftjob.method",
     "QLora": "peftjob.method",
-    "Output": "peftjob.spec",
-    "PeftJobSpec": "peftjob.spec",
-    "Registry": "peftjob.spec",
-    "RunPolicy": "peftjob.spec",
-    "Storage": "peftjob.spec",
+    "Registry": "peftjob.volumes",
+    "Resources": "peftjob.pods",
+    "RunPolicy": "peftjob.pods",
+    "S3Keys": "peftjob.credentials",
+    "Scheduling": "peftjob.pods",
+    "SecretKey": "peftjob.credentials",
+    "Secrets": "peftjob.credentials",
+    "Service": "peftjob.service",
+    "Storage": "peftjob.volumes",
     "TrainerParams": "peftjob.spec",
     "Training": "peftjob.training",
+    "TrainingClient": "peftjob.client",
+    "Volume": "peftjob.volumes",
 }
 
 __all__ = [
     "IA3",
     "BaseModelSource",
     "DatasetSource",
+    "Elastic",
     "EnvVar",
     "Images",
     "Job",
@@ -65,12 +65,18 @@ __all__ = [
     "PromptTuning",
     "QLora",
     "Registry",
+    "Resources",
     "RunPolicy",
+    "S3Keys",
+    "Scheduling",
+    "SecretKey",
+    "Secrets",
     "Service",
     "Storage",
     "TrainerParams",
     "Training",
     "TrainingClient",
+    "Volume",
 ]
 
 

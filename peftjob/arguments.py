@@ -8,10 +8,12 @@ from pydantic import BaseModel
 
 from peftjob import stock
 from peftjob.errors import SpecError
-from peftjob.spec import BaseModelSource, DatasetSource, Output, Registry, TrainerParams
+from peftjob.pods import EnvVar, Resources
+from peftjob.spec import BaseModelSource, DatasetSource, TrainerParams
+from peftjob.volumes import UPLOAD_SCHEMES, Output, Registry
 
 Variables = Mapping[str, str] | Iterable[Any] | None
-"""A dict, or a list of V1EnvVar, as the stock client takes them."""
+"""A dict or a list of V1EnvVar, as the stock client takes them, or a list of EnvVar."""
 
 
 def adapter_uri(ref: str) -> str:
@@ -21,6 +23,11 @@ def adapter_uri(ref: str) -> str:
 
 def plain(part: BaseModel) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude_none=True)
+
+
+def parts(**given: BaseModel | None) -> dict[str, Any]:
+    """Those that are given, as plain data."""
+    return {name: plain(part) for name, part in given.items() if part is not None}
 
 
 def model(value: Any) -> Any:
@@ -74,13 +81,15 @@ def trainer(value: Any) -> dict[str, Any]:
 def resources(value: Any) -> dict[str, Any]:
     if value is None:
         return {}
+    if isinstance(value, Resources):
+        return plain(value)
     if isinstance(value, Mapping):
         amounts = {k.lower(): str(v) for k, v in value.items()}
         if "gpu" in amounts:
             amounts["nvidia.com/gpu"] = amounts.pop("gpu")
-        # Kubernetes knows no such resource: it is for the estimate.
-        memory = amounts.pop("gpu_memory", None)
-        return {"requests": amounts, "limits": amounts, "gpu_memory": memory}
+        # Kubernetes knows no such resources: one is for the estimate, one a volume's size.
+        ours = {name: amounts.pop(name, None) for name in ("gpu_memory", "shared_memory")}
+        return {"requests": amounts, "limits": amounts, **ours}
     sides: dict[str, Any] = {
         key: {k: str(v) for k, v in (getattr(value, key) or {}).items()}
         for key in ("requests", "limits")
@@ -95,16 +104,19 @@ def variables(where: str, value: Variables) -> list[dict[str, Any]]:
         return [{"name": name, "value": text} for name, text in value.items()]
     from kubernetes.client import ApiClient
 
-    variables = []
+    variables: list[dict[str, Any]] = []
     for entry in value:
-        plain = ApiClient().sanitize_for_serialization(entry)
-        if not isinstance(plain, Mapping) or "name" not in plain:
+        if isinstance(entry, EnvVar):
+            variables.append(plain(entry))
+            continue
+        found = ApiClient().sanitize_for_serialization(entry)
+        if not isinstance(found, Mapping) or "name" not in found:
             raise SpecError([f"{where}: a dict or a list of V1EnvVar is wanted, not {entry!r}"])
         variables.append(
             {
-                "name": plain["name"],
-                "value": plain.get("value"),
-                "value_from": plain.get("valueFrom", plain.get("value_from")),
+                "name": found["name"],
+                "value": found.get("value"),
+                "value_from": found.get("valueFrom", found.get("value_from")),
             }
         )
     return variables
@@ -118,7 +130,10 @@ def output(value: Output | Registry | str | None) -> dict[str, Any]:
     if value is None:
         return {}
     if isinstance(value, str):
-        return {"registry": {"ref": value}}
+        scheme, _, rest = value.partition("://")
+        if scheme == "pvc":
+            return {"claim": rest}
+        return {"upload": value} if scheme in UPLOAD_SCHEMES else {"registry": {"ref": value}}
     if isinstance(value, Registry):
         return {"registry": plain(value)}
     return plain(value)

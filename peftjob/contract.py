@@ -10,6 +10,8 @@ MODEL_DIR = "/workspace/model"
 DATASET_DIR = "/workspace/dataset"
 INPUTS_STATE_DIR = "/workspace/.peftjob"
 OUTPUT_DIR = "/output"
+CLAIMS_DIR = "/mnt/pvc"
+"""Where a claim that a pvc:// source names is mounted, in a folder of its name."""
 MOUNTED_MODEL_DIR = "/mnt/models"
 """Where KServe's storage initializer puts what `storageUri` names."""
 
@@ -19,6 +21,8 @@ WORKSPACE_ENV = "PEFTJOB_WORKSPACE"
 OUTPUT_ENV = "PEFTJOB_OUTPUT"
 POD_IP_ENV = "PEFTJOB_POD_IP"
 """Where the trainer serves metrics; set where they are asked for."""
+CLAIMS_DIR_ENV = "PEFTJOB_PVC_DIR"
+"""Set by the local cluster: the folder that stands for CLAIMS_DIR."""
 REGISTRY_DIR_ENV = "PEFTJOB_REGISTRY_DIR"
 """Set by the local cluster: the folder that holds the embedded registry (OCI image layouts)."""
 
@@ -33,6 +37,8 @@ FAILED_MARKER = "failed.json"
 # Labels and annotations of ours.
 INPUTS_ANNOTATION = "peftjob.org/inputs"
 """On a claim: the digest of the inputs that it was made for."""
+WAITS_ANNOTATION = "peftjob.org/waits-for"
+"""On a PyTorchJob: the claim that is being filled for it; it is suspended until then."""
 ADAPTER_ANNOTATION = "peftjob.org/adapter"
 MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 
@@ -42,3 +48,14 @@ STORAGE_INITIALIZER_CONTAINER = "storage-initializer"
 RUNTIME_CONTAINER = "kserve-container"
 RUNTIME_NAME = "peftjob-runtime"
 MODEL_FORMAT = "peft"
+
+PACKED_SUFFIXES = (".gz", ".zst")
+"""Data files that a source holds compressed lie on the volume unpacked, without this suffix."""
+
+
+def unpacked(name: str) -> str:
+    """The name, or glob, of a data file on the volume."""
+    for suffix in PACKED_SUFFIXES:
+        if name.lower().endswith(suffix):
+            return name[: -len(suffix)]
+    return name

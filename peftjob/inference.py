@@ -8,7 +8,8 @@ from typing import Any
 
 from peftjob import contract
 from peftjob.errors import UsageError
-from peftjob.spec import IMAGES, NAME_PATTERN, VERSION
+from peftjob.pods import IMAGES, VERSION
+from peftjob.spec import NAME_PATTERN
 
 Object = dict[str, Any]
 

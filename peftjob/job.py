@@ -4,14 +4,18 @@ Holds a name and the API to ask; may import the lower layers and, through the cl
 it, kubernetes.
 """
 
-import json
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from peftjob import contract
+from peftjob import contract, filling, job_page
 from peftjob.errors import JobError, JobTimeoutError, NotFoundError
+from peftjob.objects import Objects
 from peftjob.progress import Progress, Result, from_line, latest
+from peftjob.replicas import Replicas, first_error, names
+from peftjob.spec import PeftJobSpec
+from peftjob.view import view
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
@@ -25,11 +29,21 @@ class Job:
 
     def __init__(self, client: "TrainingClient", name: str, namespace: str) -> None:
         self._client = client
+        self._objects = Objects(client, namespace)
+        self._replicas = Replicas(client, name, namespace)
         self.name = name
         self.namespace = namespace
 
     def __repr__(self) -> str:
         return f"<Job {self.namespace}/{self.name}: {self.describe()}>"
+
+    def _repr_html_(self) -> str:
+        """State, progress and loss curve, for a notebook."""
+        status = self.status
+        reason = self.failure() if status == "Failed" else None
+        with contextlib.suppress(JobError):
+            return job_page.render(self.name, self.describe(), self.history(), self.result())
+        return job_page.render(self.name, self.describe(), self.history(), None, reason=reason)
 
     def object(self) -> dict[str, Any]:
         """The PyTorchJob as the API has it.
@@ -37,20 +51,27 @@ class Job:
         Raises:
             NotFoundError: there is none of that name.
         """
-        from kubernetes.client import ApiException
-
-        try:
-            found: dict[str, Any] = self._client.custom_api.get_namespaced_custom_object(
-                "kubeflow.org", "v1", self.namespace, "pytorchjobs", self.name
+        found = self._objects.find("PyTorchJob", self.name)
+        if found is None:
+            raise NotFoundError(
+                f"no job {self.name!r} in namespace {self.namespace!r}; "
+                "`peftjob list` shows those there are"
             )
-        except ApiException as err:
-            if err.status == 404:
-                raise NotFoundError(
-                    f"no job {self.name!r} in namespace {self.namespace!r}; "
-                    "`peftjob list` shows those there are"
-                ) from err
-            raise
         return found
+
+    @property
+    def spec(self) -> PeftJobSpec:
+        """What the job was made of, but for variables, volumes and scheduling.
+
+        Raises:
+            JobError: it was not made by peftjob.
+        """
+        for pod in names(self.object()).values():
+            for container in pod["containers"]:
+                for entry in container.get("env") or ():
+                    if entry["name"] == contract.SPEC_ENV:
+                        return PeftJobSpec.from_json(entry["value"].replace("$$(", "$("))
+        raise JobError(f"job {self.name!r} has no {contract.SPEC_ENV}: it was not made by peftjob")
 
     @property
     def status(self) -> str:
@@ -60,13 +81,17 @@ class Job:
 
     def describe(self) -> str:
         """The state in a few words, for people."""
-        status = self.status
+        job = self.object()
+        status = status_of(job)
         if status in ENDED:
             return status
+        waits_for = (job["metadata"].get("annotations") or {}).get(contract.WAITS_ANNOTATION)
+        if waits_for:
+            return f"{status}, claim {waits_for} is being filled"
         record = self.progress()
         if record is not None:
             return f"{status}, step {record.step} of {record.total_steps}"
-        return f"{status}, {self._before_training()}" if status != "Suspended" else status
+        return f"{status}, {self._replicas.before_training()}" if status != "Suspended" else status
 
     def progress(self) -> Progress | None:
         """Where the training stands: the newest record, with the newest value of what it lacks;
@@ -89,7 +114,7 @@ class Job:
                 + (self.failure() or "wait for it")
             )
         # From the pod's status first: it is there when the log has been rotated away.
-        for message in self._termination_messages():
+        for message in self._replicas.termination_messages():
             record = from_line(message)
             if isinstance(record, Result):
                 return record
@@ -105,53 +130,79 @@ class Job:
         """The reference of the adapter image, with its digest. Raises JobError before the end."""
         return self.result().adapter
 
-    def logs(self, *, replica: str = "master-0", container: str | None = None) -> str:
-        """What a replica has printed so far; `container` None is the main one.
+    def logs(self, *, replica: str | None = None, container: str | None = None) -> str:
+        """What a replica has printed so far.
+
+        Args:
+            replica: master-0, worker-0, …; None is the first.
+            container: None is the main one.
 
         Raises:
             NotFoundError: the job has no such replica or container, or it has not started.
         """
-        self._check(replica, container)
-        return "".join(self._read_log(replica, container, follow=False))
+        replica = self._check(replica, container)
+        return "".join(self._replicas.log(replica, container, follow=False))
 
-    def follow(self, *, replica: str = "master-0", container: str | None = None) -> Iterator[str]:
+    def follow(self, *, replica: str | None = None, container: str | None = None) -> Iterator[str]:
         """The lines of a replica's container as they come, until the job ends.
 
         Begins when the container does, and goes on with its next run where it is restarted.
 
         Raises:
             NotFoundError: the job has no such replica or container.
+            JobError: its inputs can't be had.
         """
-        self._check(replica, container)
+        replica = self._check(replica, container)
         seen = None
         while True:
-            ended = self.status in ENDED
-            run = self._newest_run(replica, container or contract.TRAINER_CONTAINER)
+            ended = self.advance() in ENDED
+            run = self._replicas.newest_run(replica, container or contract.TRAINER_CONTAINER)
             if run is not None and run != seen:
                 seen = run
-                for line in self._read_log(replica, container, follow=True):
+                for line in self._replicas.log(replica, container, follow=True):
                     yield line.rstrip("\n")
             elif ended:
                 return
             else:
                 time.sleep(POLL_S)
 
+    def advance(self) -> str:
+        """Resume the job if it waits for a read-only-many claim that is filled by now; its status.
+
+        wait() and follow() call this. Who submits such a job and leaves must come back once.
+
+        Raises:
+            JobError: its inputs can't be had.
+        """
+        job = self.object()
+        if contract.WAITS_ANNOTATION in (job["metadata"].get("annotations") or {}):
+            filling.advance(job, self.spec, self._objects)
+        return status_of(job)
+
     def wait(
-        self, *, timeout_s: float | None = None, on_poll: Callable[["Job"], None] | None = None
+        self,
+        *,
+        timeout_s: float | None = None,
+        on_poll: Callable[["Job"], None] | None = None,
+        progress: bool = False,
     ) -> "Job":
         """Wait until the job has succeeded.
 
         Args:
             timeout_s: None waits for good.
             on_poll: Called about twice a second.
+            progress: Show how it goes, in a terminal, a notebook or line by line.
 
         Raises:
             JobError: it failed; the message is the failed replica's own.
             JobTimeoutError: the time is over; the job goes on.
         """
+        if progress:
+            with view() as shown:
+                return self.wait(timeout_s=timeout_s, on_poll=shown.update)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            status = self.status
+            status = self.advance()
             if on_poll:
                 on_poll(self)
             if status == "Succeeded":
@@ -167,9 +218,8 @@ class Job:
 
     def failure(self) -> str | None:
         """Why the job failed, in its own words; None where nothing failed."""
-        for message in self._termination_messages():
-            if message.startswith("error: "):
-                return message.removeprefix("error: ").splitlines()[0]
+        if said := first_error(self._replicas.termination_messages()):
+            return said
         conditions = (self.object().get("status") or {}).get("conditions") or ()
         failed = [c["message"] for c in conditions if c["type"] == "Failed"]
         return str(failed[-1]) if failed else None
@@ -178,110 +228,34 @@ class Job:
         """Delete the job and what was made for it. The published adapter stays."""
         self._client.delete_job(self.name, namespace=self.namespace)
 
-    def _pods(self) -> list[dict[str, Any]]:
-        client = self._client
-        pods = client.get_job_pods(self.name, namespace=self.namespace)
-        return [client.core_api.api_client.sanitize_for_serialization(pod) for pod in pods]
-
-    def _check(self, replica: str, container: str | None) -> None:
-        specs = self.object()["spec"]["pytorchReplicaSpecs"]
-        names = {
-            f"{kind.lower()}-{index}": spec["template"]["spec"]
-            for kind, spec in specs.items()
-            for index in range(spec.get("replicas") or 1)
-        }
-        if replica not in names:
+    def _check(self, replica: str | None, container: str | None) -> str:
+        """The name of the replica."""
+        replicas = names(self.object())
+        replica = replica or next(iter(replicas))
+        if replica not in replicas:
             raise NotFoundError(
-                f"job {self.name!r} has no replica {replica!r}; it has {', '.join(names)}"
+                f"job {self.name!r} has no replica {replica!r}; it has {', '.join(replicas)}"
             )
-        pod = names[replica]
+        pod = replicas[replica]
         containers = [c["name"] for c in (pod.get("initContainers") or []) + pod["containers"]]
         if container is not None and container not in containers:
             raise NotFoundError(
                 f"replica {replica!r} of job {self.name!r} has no container {container!r}; it has "
                 + ", ".join(containers)
             )
-
-    def _newest_run(self, replica: str, container: str) -> tuple[str, int] | None:
-        """(pod uid, restarts before it) of the newest run of a container; None before the first."""
-        for pod in self._pods():
-            if pod["metadata"]["name"] != f"{self.name}-{replica}":
-                continue
-            status = pod["status"]
-            for entry in [
-                *(status.get("containerStatuses") or ()),
-                *(status.get("initContainerStatuses") or ()),
-            ]:
-                if entry["name"] == container:
-                    uid, restarts = pod["metadata"]["uid"], int(entry["restartCount"])
-                    if set(entry.get("state") or {}) & {"running", "terminated"}:
-                        return uid, restarts
-                    if (entry.get("lastState") or {}).get("terminated"):
-                        return uid, restarts - 1
-        return None
-
-    def _before_training(self) -> str:
-        for pod in self._pods():
-            for entry in pod["status"].get("initContainerStatuses") or ():
-                if "running" in entry.get("state", {}):
-                    waits = "worker" in pod["metadata"]["name"]
-                    return "waiting for inputs" if waits else "fetching inputs"
-            for condition in pod["status"].get("conditions") or ():
-                if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                    return str(condition.get("message") or "unschedulable")
-        return "starting"
-
-    def _termination_messages(self) -> list[str]:
-        messages = []
-        for pod in self._pods():
-            status = pod["status"]
-            for entry in [
-                *(status.get("containerStatuses") or ()),
-                *(status.get("initContainerStatuses") or ()),
-            ]:
-                for state in (entry.get("state"), entry.get("lastState")):
-                    ended = (state or {}).get("terminated") or {}
-                    if ended.get("message"):
-                        messages.append(ended["message"])
-            if status.get("message"):
-                messages.append(f"error: {status['message']}")
-        return messages
+        return replica
 
     def _records(self, tail: int | None = None) -> list[Progress | Result]:
-        try:
-            lines = list(self._read_log("master-0", None, follow=False, tail=tail))
-        except NotFoundError:
-            return []
-        return [record for line in lines if (record := from_line(line)) is not None]
-
-    def _read_log(
-        self, replica: str, container: str | None, *, follow: bool, tail: int | None = None
-    ) -> Iterator[str]:
-        from kubernetes.client import ApiException
-
-        try:
-            response = self._client.core_api.read_namespaced_pod_log(
-                f"{self.name}-{replica}",
-                self.namespace,
-                container=container or contract.TRAINER_CONTAINER,
-                follow=follow,
-                _preload_content=False,
-                **({"tail_lines": tail} if tail else {}),
-            )
-        except ApiException as err:
-            if err.status not in (400, 404):
-                raise
-            self.object()
-            detail = api_message(err) or f"replica {replica!r} has not started"
-            raise NotFoundError(f"no log of {self.name}-{replica}: {detail}") from err
-        rest = b""
-        for chunk in response.stream(amt=None, decode_content=False):
-            rest += chunk
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace") + "\n"
-        if rest:
-            yield rest.decode(errors="replace")
+        """What rank 0 has written; in an elastic job that may be any of the replicas."""
+        for replica in names(self.object()):
+            with contextlib.suppress(NotFoundError):
+                lines = self._replicas.log(replica, None, follow=False, tail=tail)
+                records = [record for line in lines if (record := from_line(line)) is not None]
+                if records:
+                    return records
+            if replica.startswith("master"):
+                return []
+        return []
 
 
 def status_of(job: dict[str, Any]) -> str:
@@ -289,11 +263,3 @@ def status_of(job: dict[str, Any]) -> str:
     conditions = (job.get("status") or {}).get("conditions") or ()
     holding = [c["type"] for c in conditions if c["status"] == "True"]
     return str(holding[-1]) if holding else "Pending"
-
-
-def api_message(err: Any) -> str:
-    """What an API server said, of an ApiException; empty where it said nothing."""
-    try:
-        return str(json.loads(err.body or "{}").get("message", ""))
-    except json.JSONDecodeError:
-        return ""

@@ -15,17 +15,17 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from peftjob import training_arguments
+from peftjob.credentials import Secrets
 from peftjob.errors import SpecError
 from peftjob.method import IA3, Lora, Method, PrefixTuning, PromptTuning, QLora, Task
 from peftjob.part import Part
+from peftjob.pods import Elastic, EnvVar, Images, Resources, RunPolicy, Scheduling
 from peftjob.training import Training
+from peftjob.volumes import Output, Storage, Volume
 
 NAME_PATTERN = re.compile(r"^[a-z]([-a-z0-9]*[a-z0-9])?$")
 NAME_MAX_LENGTH = 50
 """The operator derives pod and service names (`<job>-worker-12`) that must stay within 63."""
-
-IMAGES = "ghcr.io/peftjob"
-VERSION = "0.1.0"
 
 
 def _uri(value: str) -> str:
@@ -95,101 +95,6 @@ class TrainerParams(Part):
     """Of a classification; None counts those in the dataset."""
 
 
-class Registry(Part):
-    """Where the adapter image goes."""
-
-    ref: str
-    """host[:port]/name[:tag] of a registry, or oci-layout:///path[:tag] of a layout folder."""
-    insecure: bool = False
-    """Speak plain HTTP. Loopback hosts are spoken to in plain HTTP without it."""
-    login_secret: str | None = None
-    """Name of a Secret of type kubernetes.io/dockerconfigjson with the login."""
-
-
-class Output(Part):
-    """What happens to checkpoints and the adapter."""
-
-    registry: Registry | None = None
-    """None keeps the adapter image as an OCI layout: in the local cluster's embedded registry, or
-    on the output volume of a real cluster."""
-    size: str = "10Gi"
-    """Size of the output claim, as a Kubernetes quantity."""
-
-
-class Storage(Part):
-    """The volume that inputs lie on."""
-
-    mode: Literal["shared", "per-replica", "existing"] = "shared"
-    """shared: one claim, filled by the Master, read by all. per-replica: an emptyDir, filled in
-    every replica. existing: a claim that you filled, with model/ and dataset/ in it."""
-    claim: str | None = None
-    """Name of the existing claim; only with mode existing."""
-    size: str = "10Gi"
-    storage_class: str | None = None
-    """None takes the cluster's default class."""
-    access_modes: tuple[
-        Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"], ...
-    ] = ()
-    """Empty means ReadWriteMany with several workers, ReadWriteOnce with one."""
-
-    @model_validator(mode="after")
-    def _claim_belongs_to_existing(self) -> Self:
-        if (self.mode == "existing") != (self.claim is not None):
-            raise ValueError("claim names the claim of mode 'existing', and is needed there only")
-        return self
-
-
-class EnvVar(Part):
-    """An environment variable: a literal `value`, or `value_from` as Kubernetes has it."""
-
-    name: str
-    value: str | None = None
-    value_from: dict[str, Any] | None = None
-    """For example {"secretKeyRef": {"name": "hub", "key": "token"}}."""
-
-    @model_validator(mode="after")
-    def _value_or_reference(self) -> Self:
-        if self.value is not None and self.value_from is not None:
-            raise ValueError("give value or value_from, not both")
-        return self
-
-
-class Resources(Part):
-    """Requests and limits as Kubernetes has them, for example {"nvidia.com/gpu": "1"}."""
-
-    requests: dict[str, str] = Field(default_factory=dict)
-    limits: dict[str, str] = Field(default_factory=dict)
-    gpu_memory: str | None = None
-    """Memory of each GPU, as a quantity (24Gi) or by its name (L4, A100-80), so that a job that
-    can't fit is refused before anything is created. Kubernetes is not told; None checks in the
-    pod."""
-
-
-class Images(Part):
-    """Container images."""
-
-    storage_initializer: str = f"{IMAGES}/storage-initializer:{VERSION}"
-    trainer: str = f"{IMAGES}/trainer:{VERSION}"
-
-
-class RunPolicy(Part):
-    """What the operator does when pods fail, hang or end."""
-
-    restart_policy: Literal["ExitCode", "OnFailure", "Never"] = "ExitCode"
-    """ExitCode: exit codes 1-127 fail the job, 128-255 make the pod anew."""
-    backoff_limit: int | None = Field(default=3, ge=0)
-    """Restarts before the job is failed; None means without end."""
-    active_deadline_s: int | None = Field(default=None, gt=0)
-    """Seconds after which the job is failed."""
-    ttl_after_finished_s: int | None = Field(default=None, ge=0)
-    """Seconds after its end at which the job is deleted; None keeps it."""
-    clean_pod_policy: Literal["None", "Running"] = "Running"
-    """Which pods go when the job has ended. Running frees the GPUs of replicas that hang, and
-    keeps the logs of those that ended. (The operator's All would take the job's result along.)"""
-    suspend: bool = False
-    """Create the job without starting it."""
-
-
 class PeftJobSpec(Part):
     """A tuning job: base model + dataset + method → adapter."""
 
@@ -205,17 +110,29 @@ class PeftJobSpec(Part):
     output: Output = Output()
     storage: Storage = Storage()
     num_workers: int = Field(default=1, gt=0)
-    """Replicas in all: one Master and num_workers - 1 Workers."""
+    """Replicas in all: one Master and num_workers - 1 Workers; num_workers Workers to begin with
+    where the job is elastic."""
     num_procs_per_worker: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
     """Processes a replica, one a GPU; "auto" takes as many as it has GPUs."""
     resources: Resources = Resources()
     """Of a replica."""
+    init_resources: Resources = Resources(
+        requests={"cpu": "500m", "memory": "256Mi"}, limits={"memory": "1Gi"}
+    )
+    """Of the storage initializer: quotas refuse pods in which a container names none. The limit
+    is for the page cache; the process itself stays below 150 MB."""
     env: tuple[EnvVar, ...] = ()
     """For the trainer."""
     init_env: tuple[EnvVar, ...] = ()
     """For the storage initializer."""
+    volumes: tuple[Volume, ...] = ()
+    """Of yours, for both containers."""
+    secrets: Secrets = Secrets()
+    scheduling: Scheduling = Scheduling()
     images: Images = Images()
     run_policy: RunPolicy = RunPolicy()
+    elastic: Elastic | None = None
+    """None is a job of a fixed number of replicas."""
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
     queue_name: str | None = None
@@ -244,6 +161,16 @@ class PeftJobSpec(Part):
                 f"{namespace!r} is no namespace: lower-case letters, digits and '-', at most 63"
             )
         return namespace
+
+    @model_validator(mode="after")
+    def _elastic_bounds_hold_the_workers(self) -> Self:
+        elastic = self.elastic
+        if elastic and not elastic.min_replicas <= self.num_workers <= elastic.max_replicas:
+            raise ValueError(
+                f"num_workers: {self.num_workers} is not between elastic.min_replicas "
+                f"{elastic.min_replicas} and elastic.max_replicas {elastic.max_replicas}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fields_belong_to_the_task(self) -> Self:
@@ -303,6 +230,10 @@ class PeftJobSpec(Part):
         )
 
 
+_NOT_SHOWN = ("secrets", "env", "init_env")
+"""Fields in which somebody may have put a secret's value."""
+
+
 def _problems(err: ValidationError) -> list[str]:
     lines = []
     for item in err.errors(include_url=False):
@@ -314,7 +245,8 @@ def _problems(err: ValidationError) -> list[str]:
             message = "is missing"
         else:
             message = item["msg"].removeprefix("Value error, ")
-            if item["type"] != "value_error" and not isinstance(item["input"], dict | list):
+            shown = item["type"] != "value_error" and loc[0] not in _NOT_SHOWN
+            if shown and not isinstance(item["input"], dict | list):
                 message += f" (got {item['input']!r})"
         # A rule about several fields names them itself.
         lines.append(message if not loc and item["type"] == "value_error" else f"{path}: {message}")

@@ -34,9 +34,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     workspace = Workspace(Path(env.get(WORKSPACE_ENV) or WORKSPACE))
+    # The replicas of an elastic job are alike; their pods are not: docs-worker-0, docs-worker-1.
+    is_first = env.get("HOSTNAME", "").endswith("-0")
+    waits = args.wait or (args.first_fills and not is_first)
     try:
         inputs = _inputs(args, env)
-        if args.wait:
+        if waits:
             failure = wait(workspace, inputs, timeout_s=args.wait_timeout_s)
             if failure is not None:
                 raise _as_error(failure)
@@ -45,7 +48,7 @@ def _run(args: argparse.Namespace, env: Mapping[str, str]) -> int:
     except PermanentError as err:
         if not args.defer_failure:
             raise
-        _defer(err, workspace, written=args.wait)
+        _defer(err, workspace, written=waits)
     return 0
 
 
@@ -93,6 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--wait", action="store_true", help="wait until another replica has filled the volume"
+    )
+    parser.add_argument(
+        "--first-fills",
+        action="store_true",
+        help="wait, unless $HOSTNAME is that of replica 0",
     )
     parser.add_argument(
         "--wait-timeout-s", type=float, default=WAIT_TIMEOUT_S, metavar="S", help="at most so long"

@@ -1,4 +1,4 @@
-"""peftjob get, list, logs, delete: what there is of jobs."""
+"""peftjob get, list, logs, wait, delete: what there is of jobs."""
 
 import argparse
 import sys
@@ -20,13 +20,17 @@ def add(verbs: Any) -> None:
     logs = add_verb(verbs, "logs", _logs, "show what a replica prints")
     logs.add_argument("name")
     logs.add_argument("-F", "--follow", action="store_true", help="go on until it ends")
-    logs.add_argument("--replica", default="master-0", help="master-0 (default), worker-0, …")
+    logs.add_argument("--replica", help="master-0, worker-0, …; the first by default")
     logs.add_argument("--container", help="pytorch (default) or storage-initializer")
+
+    wait = add_verb(verbs, "wait", _wait, "wait until a job has succeeded, and watch it")
+    wait.add_argument("name")
+    wait.add_argument("--timeout", type=float, metavar="S", help="seconds; without end by default")
 
     delete = add_verb(verbs, "delete", _delete, "delete a job; its published adapter stays")
     delete.add_argument("name")
 
-    for parser in (get, every, logs, delete):
+    for parser in (get, every, logs, wait, delete):
         add_cluster(parser)
 
 
@@ -98,6 +102,12 @@ def _logs(args: argparse.Namespace) -> int:
             print(line, flush=True)
     else:
         print(job.logs(replica=args.replica, container=args.container), end="")
+    return 0
+
+
+def _wait(args: argparse.Namespace) -> int:
+    job = client(args).job(args.name, namespace=args.namespace)
+    print(job.wait(timeout_s=args.timeout, progress=True).adapter)
     return 0
 
 

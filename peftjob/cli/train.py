@@ -35,13 +35,10 @@ def _train(args: argparse.Namespace) -> int:
     terminal.print(f"job {job.name} submitted", highlight=False)
     if args.no_wait:
         return 0
-    from peftjob.terminal import TrainingBar
-
-    with TrainingBar(terminal) as bar:
-        try:
-            job.wait(on_poll=bar.update)
-        except KeyboardInterrupt:
-            terminal.print(f"the job goes on; see it with: peftjob get {job.name}")
-            raise
+    try:
+        job.wait(progress=True)
+    except KeyboardInterrupt:
+        terminal.print(f"the job goes on; see it with: peftjob get {job.name}")
+        raise
     print(job.adapter)
     return 0

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from peftjob.errors import SpecError
-from peftjob.spec import Resources
+from peftjob.pods import Resources
 
 GIB = 1024**3
 MIB = 1024**2

@@ -36,11 +36,12 @@ KINDS = {
         "secrets": "Secret",
         "services": "Service",
     },
+    "batch/v1": {"jobs": "Job"},
     "kubeflow.org/v1": {"pytorchjobs": "PyTorchJob"},
     "serving.kserve.io/v1beta1": {"inferenceservices": "InferenceService"},
     "serving.kserve.io/v1alpha1": {"servingruntimes": "ServingRuntime"},
 }
-SUPERVISED = ("pytorchjobs", "inferenceservices")
+SUPERVISED = ("pytorchjobs", "inferenceservices", "jobs")
 WATCH_POLL_S = 0.1
 
 Logs = Callable[[Body, Mapping[str, str]], Iterator[bytes]]
@@ -81,6 +82,7 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
         store: Where objects lie.
         logs: Yields a pod's log for the query parameters of a log request.
         changed: Called around every request, so that supervisors are started where one is needed.
+        created: Called with the plural and the body of an object that is about to be stored.
         removed: Called with the plural and the last body of a deleted object.
     """
 
@@ -90,6 +92,7 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
         *,
         logs: Logs,
         changed: Callable[[], None],
+        created: Callable[[str, Body], None],
         removed: Callable[[str, Body], None],
     ) -> None:
         configuration = Configuration()
@@ -98,6 +101,7 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
         self._store = store
         self._logs = logs
         self._changed = changed
+        self._created = created
         self._removed = removed
 
     def request(
@@ -235,6 +239,8 @@ class LocalApiClient(ApiClient):  # type: ignore[misc]
         admit(plural, fresh)
         if query.get("dryRun"):
             return fresh
+        if self._store.find(plural, namespace, metadata["name"]) is None:
+            self._created(plural, {**fresh, "metadata": {**metadata, "namespace": namespace}})
         created = self._store.create(plural, namespace, fresh, supervise=plural in SUPERVISED)
         self._changed()
         return created

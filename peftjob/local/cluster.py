@@ -73,7 +73,11 @@ class LocalCluster:
             ) from err
         self._volumes = Volumes(self.root, self._store)
         self.api_client = LocalApiClient(
-            self._store, logs=self._logs, changed=self.ensure_supervisors, removed=self._removed
+            self._store,
+            logs=self._logs,
+            changed=self.ensure_supervisors,
+            created=self._on_create,
+            removed=self._removed,
         )
         self.core_api = CoreV1Api(self.api_client)
         self.custom_api = CustomObjectsApi(self.api_client)
@@ -129,6 +133,13 @@ class LocalCluster:
                 start_new_session=True,
                 check=True,
             )
+
+    def _on_create(self, plural: str, body: Body) -> None:
+        """A claim that names another as its dataSource gets what lies on that one."""
+        source = (body.get("spec") or {}).get("dataSource") or {}
+        if plural == "persistentvolumeclaims" and source:
+            metadata = body["metadata"]
+            self._volumes.clone(metadata["namespace"], source["name"], metadata["name"])
 
     def _removed(self, plural: str, body: Body) -> None:
         metadata = body["metadata"]

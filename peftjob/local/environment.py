@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from peftjob.contract import (
+    CLAIMS_DIR,
+    CLAIMS_DIR_ENV,
     OUTPUT_DIR,
     OUTPUT_ENV,
     REGISTRY_DIR_ENV,
@@ -67,6 +69,8 @@ def build(
         # What is written down nowhere can't be rewritten: the defaults of our containers.
         if variable := _DEFAULT_PATHS.get(mount.path):
             env[variable] = str(mount.folder)
+        elif mount.path.startswith(f"{CLAIMS_DIR}/"):
+            env[CLAIMS_DIR_ENV] = str(mount.folder.parent)
     given: dict[str, str] = {}
     for name, value in _declared(pod, container, volumes):
         given[name] = rewrite(expand(value, given), mounts)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from peftjob.local import operator, serving
+from peftjob.local import batch, operator, serving
 from peftjob.local.conditions import has_failed, is_finished
 from peftjob.local.gpus import assign_gpus
 from peftjob.local.operator import Address, Plan
@@ -35,9 +35,10 @@ LOOK_AGAIN_S = 1.0
 PORTS = range(20000, 32000)
 OWNERS = {
     "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
+    "jobs": ("batch/v1", "Job"),
     "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
 }
-DEPENDENTS = ("events", "services", "persistentvolumeclaims", "configmaps", "secrets")
+DEPENDENTS = ("events", "services", "jobs", "persistentvolumeclaims", "configmaps", "secrets")
 
 
 class Supervisor:
@@ -121,6 +122,8 @@ class Supervisor:
     def _plan(self, job: Body) -> Plan:
         if self._work.plural == "pytorchjobs":
             return operator.plan(job, self._pods(), self._address, now(), self._restarts)
+        if self._work.plural == "jobs":
+            return batch.plan(job, self._pods(), now())
         return serving.plan(job, self._pods(), self._address, now())
 
     def _pods(self) -> dict[str, Body]:
@@ -233,6 +236,9 @@ class Supervisor:
                 self._run_pod(pod, counts)
 
     def _nothing_left(self, job: Body) -> bool:
+        if self._work.plural == "jobs":
+            current = self._job() or job
+            return batch.has_ended(current) and all(r.ended for r in self._runners.values())
         if self._work.plural != "pytorchjobs":
             return False
         run_policy = job["spec"].get("runPolicy") or {}
@@ -261,11 +267,26 @@ class Supervisor:
         for plural in DEPENDENTS:
             for body in self._store.owned(plural, self._work.uid):
                 metadata = body["metadata"]
+                if self._has_other_owner(metadata):
+                    continue
                 self._store.delete(plural, metadata["namespace"], metadata["name"])
                 if plural == "persistentvolumeclaims":
                     self._volumes.remove_claim(metadata["namespace"], metadata["name"])
+                elif plural == "jobs":
+                    self._store.set_done(metadata["uid"], done=False)
         shutil.rmtree(self._root / "jobs" / self._work.uid, ignore_errors=True)
         return True
+
+    def _has_other_owner(self, metadata: Body) -> bool:
+        """Whether another owner of an object is there: then it stays until that one goes too."""
+        plurals = {kind: plural for plural, (_, kind) in OWNERS.items()}
+        for reference in metadata["ownerReferences"]:
+            owner = self._store.find(
+                plurals.get(reference["kind"], ""), metadata["namespace"], reference["name"]
+            )
+            if owner is not None and owner["metadata"]["uid"] == reference["uid"]:
+                return True
+        return False
 
     def _write(self, plural: str, name: str, edit: Callable[[Body], object]) -> None:
         """Edit an object in place; one that was deleted meanwhile is left so."""

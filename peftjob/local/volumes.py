@@ -1,12 +1,13 @@
 """Volumes of a pod as folders, and container paths rewritten to them."""
 
 import base64
+import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from peftjob.local.store import Body, Store
+from peftjob.local.store import ApiError, Body, Store
 
 SHARED_MEMORY = "/dev/shm"
 """The machine has one; an emptyDir mounted there is left to it."""
@@ -48,6 +49,27 @@ class Volumes:
             shutil.rmtree(gone, ignore_errors=True)
             folder.rename(gone)
             shutil.rmtree(gone, ignore_errors=True)
+
+    def clone(self, namespace: str, source: str, name: str) -> None:
+        """Put what lies on the claim `source` on the claim `name`, which is about to be made.
+
+        Files are linked, not copied: whoever may write to either replaces files, and a clone is
+        made to be read.
+
+        Raises:
+            ApiError: there is no such claim.
+        """
+        if self._store.find("persistentvolumeclaims", namespace, source) is None:
+            message = f'spec.dataSource: persistentvolumeclaim "{source}" not found'
+            raise ApiError(422, "Invalid", message)
+        target = self.claim_folder(namespace, name)
+        beside = target.with_name(f".{name}.cloning")
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)
+        origin = self.claim_folder(namespace, source)
+        origin.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(origin, beside, symlinks=True, copy_function=os.link)
+        beside.rename(target)
 
     def mounts(self, pod: Body, container: Body, pod_folder: Path) -> list[Mount]:
         """The mounts of one container, the longest path first.

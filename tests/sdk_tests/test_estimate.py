@@ -10,7 +10,7 @@ from peftjob.errors import OutOfMemoryError, SpecError
 from peftjob.estimate import Batch, Rows, Setting, device_of, estimate, peak_memory, total_steps
 from peftjob.estimate.devices import GIB
 from peftjob.method import QLora
-from peftjob.spec import Resources
+from peftjob.pods import Resources
 from peftjob.training import Training
 from tests.sdk_tests.conftest import make_spec
 

@@ -7,31 +7,85 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from peftjob import contract, inference, manifest
+from peftjob import contract, errors, inference, manifest
 from peftjob.errors import UsageError
 from peftjob.spec import PeftJobSpec
 from tests.sdk_tests.conftest import Validate, make_spec
+from tests.sdk_tests.pod_security import pods_in, violations
 
 GOLDEN = Path(__file__).with_name("golden")
-SPECS = {
-    "one-worker": {},
-    "two-workers": {
+MODES: dict[str, Any] = {
+    "shared": {},
+    "read-only-many": {"storage": {"mode": "read-only-many", "storage_class": "csi"}},
+    "per-replica": {"storage": {"mode": "per-replica"}},
+    "existing": {"storage": {"mode": "existing", "claim": "filled"}},
+}
+METHODS: dict[str, Any] = {"lora": {}, "qlora": {"method": {"type": "qlora"}}}
+SPECS: dict[str, Any] = {
+    f"{mode}-{workers}-{method}": {**MODES[mode], **METHODS[method], "num_workers": workers}
+    for mode in MODES
+    for workers in (1, 4)
+    for method in METHODS
+} | {
+    "gpus": {
         "num_workers": 2,
-        "num_procs_per_worker": 4,
-        "resources": {"limits": {"nvidia.com/gpu": "4"}},
+        "num_procs_per_worker": "auto",
+        "resources": {"limits": {"nvidia.com/gpu": "4"}, "shared_memory": "8Gi"},
         "run_policy": {"ttl_after_finished_s": 60, "active_deadline_s": 3600},
         "queue_name": "team",
         "env": [{"name": "NCCL_DEBUG", "value": "INFO"}],
     },
     "registry": {
-        "output": {"registry": {"ref": "registry.example.org/team/docs:v1", "login_secret": "reg"}},
-        "init_env": [
-            {"name": "HF_TOKEN", "value_from": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+        "output": {"registry": {"ref": "registry.example.org/team/docs:v1"}},
+        "secrets": {"registry_login": "reg", "hub_token": {"name": "hub", "key": "token"}},
+    },
+    "bucket": {
+        "base_model": {"source": "pvc://models/llama"},
+        "dataset": {"source": "s3://corpora/docs"},
+        "output": {"upload": "s3://adapters/docs", "claim": "results"},
+        "secrets": {"s3": {"name": "s3", "session_token": "AWS_SESSION_TOKEN"}},
+        "volumes": [
+            {
+                "name": "corpus",
+                "mount_path": "/mnt/corpus",
+                "source": {"persistentVolumeClaim": {"claimName": "corpus"}},
+            }
         ],
     },
-    "per-replica": {"num_workers": 2, "storage": {"mode": "per-replica"}},
-    "existing": {"num_workers": 2, "storage": {"mode": "existing", "claim": "filled"}},
+    "scheduled": {
+        "num_workers": 2,
+        "scheduling": {
+            "instance_type": "a2-highgpu-1g",
+            "node_selector": {"pool": "gpu"},
+            "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}],
+            "affinity": {
+                "podAntiAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": [
+                        {
+                            "topologyKey": "kubernetes.io/hostname",
+                            "labelSelector": {"matchLabels": {"team": "a"}},
+                        }
+                    ]
+                }
+            },
+            "priority_class": "low",
+            "service_account": "tuner",
+        },
+        "images": {"pull_secrets": ["reg"], "pull_policy": "Always"},
+        "labels": {"team": "a"},
+    },
+    "elastic": {
+        "num_workers": 2,
+        "elastic": {"min_replicas": 1, "max_replicas": 4},
+        "training": {"metrics_port": 9100},
+    },
 }
+
+PERMANENT = [
+    kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, errors.PermanentError)
+]
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -46,53 +100,47 @@ def test_rendered_objects_equal_the_golden_ones(name: str, request: pytest.Fixtu
 
 @pytest.mark.parametrize("name", SPECS)
 def test_rendered_objects_fit_the_real_schemas(name: str, validate: Validate) -> None:
-    *claims, job = manifest.render(make_spec(**SPECS[name]))
+    *others, job = manifest.render(make_spec(**SPECS[name]))
     validate(job)
-    for claim in claims:
-        kubernetes_validate.validate(claim, "1.32", strict=True)
-    for replica in job["spec"]["pytorchReplicaSpecs"].values():
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}}
-        pod["spec"] = replica["template"]["spec"]
+    for body in others:
+        kubernetes_validate.validate(body, "1.32", strict=True)
+    for spec in pods_in(job):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": spec}
         kubernetes_validate.validate(pod, "1.32", strict=True)
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_pods_are_restricted(name: str) -> None:
-    job = manifest.render_job(make_spec(**SPECS[name]))
-    for replica in job["spec"]["pytorchReplicaSpecs"].values():
-        assert_restricted(replica["template"]["spec"])
+    pods = list(pods_in(manifest.render(make_spec(**SPECS[name]))))
+    assert pods
+    for pod in pods:
+        assert violations(pod) == []
+        for container in [*pod.get("initContainers", []), *pod["containers"]]:
+            # Beyond the standard: what a container can't write, nobody plants anything in.
+            assert container["securityContext"]["readOnlyRootFilesystem"]
 
 
 def test_the_runtimes_pod_is_restricted() -> None:
-    container = inference.serving_runtime()["spec"]["containers"][0]
-    context = container["securityContext"]
-    assert context["runAsNonRoot"]
-    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert_restricted_container(container)
+    (pod,) = pods_in(inference.serving_runtime())
+    assert violations(pod) == []
 
 
-def assert_restricted(pod: dict[str, Any]) -> None:
-    """Pod Security "restricted", as far as these pods could break it."""
-    assert pod["securityContext"]["runAsNonRoot"]
-    assert pod["securityContext"]["runAsUser"] > 0
-    assert pod["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
-    allowed = {"name", "persistentVolumeClaim", "emptyDir", "secret", "configMap"}
-    assert all(set(volume) <= allowed for volume in pod["volumes"])
-    for container in [*pod.get("initContainers", []), *pod["containers"]]:
-        assert_restricted_container(container)
-
-
-def assert_restricted_container(container: dict[str, Any]) -> None:
-    context = container["securityContext"]
-    assert context["allowPrivilegeEscalation"] is False
-    assert context["readOnlyRootFilesystem"] is True
-    assert context["capabilities"] == {"drop": ["ALL"]}
-    assert "privileged" not in context
+def test_the_checker_of_restricted_pods_can_fail() -> None:
+    (pod, *_) = pods_in(manifest.render_job(make_spec()))
+    broken = {
+        **pod,
+        "hostNetwork": True,
+        "volumes": [{"name": "h", "hostPath": {"path": "/"}}],
+        "securityContext": {},
+        "containers": [{"name": "c", "securityContext": {"privileged": True}}],
+        "initContainers": [],
+    }
+    assert len(violations(broken)) == 7
 
 
 def test_workers_and_trainers_mount_inputs_read_only() -> None:
-    replicas = manifest.render_job(make_spec(num_workers=3))["spec"]["pytorchReplicaSpecs"]
+    job = manifest.render_job(make_spec(num_workers=3))
+    replicas = job["spec"]["pytorchReplicaSpecs"]
     writable = [
         (kind, container["name"])
         for kind, replica in replicas.items()
@@ -161,3 +209,69 @@ def test_a_metrics_port_is_the_masters_alone_and_knows_the_pods_address() -> Non
     assert {"name": contract.POD_IP_ENV, "valueFrom": address} in master["env"]
     assert "ports" not in worker
     assert contract.POD_IP_ENV not in {entry["name"] for entry in worker["env"]}
+
+
+def _containers(spec: PeftJobSpec) -> dict[tuple[str, str], dict[str, Any]]:
+    """The containers of a job by replica and name."""
+    replicas = manifest.render_job(spec)["spec"]["pytorchReplicaSpecs"]
+    return {
+        (kind, container["name"]): container
+        for kind, replica in replicas.items()
+        for pod in [replica["template"]["spec"]]
+        for container in [*pod.get("initContainers", []), *pod["containers"]]
+    }
+
+
+def _secret_variables(container: dict[str, Any]) -> set[str]:
+    return {e["name"] for e in container["env"] if "secretKeyRef" in (e.get("valueFrom") or {})}
+
+
+def test_secrets_reach_only_the_containers_that_use_them() -> None:
+    secrets = {"s3": {"name": "s3"}, "hub_token": {"name": "hub", "key": "token"}}
+    output = {"upload": "s3://adapters/docs"}
+    found = _containers(make_spec(num_workers=2, secrets=secrets, output=output))
+    s3 = {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert {name: _secret_variables(c) for name, c in found.items()} == {
+        ("Master", "storage-initializer"): {*s3, "HF_TOKEN"},
+        ("Master", "pytorch"): s3,
+        ("Worker", "storage-initializer"): set(),
+        ("Worker", "pytorch"): set(),
+    }
+
+
+def test_every_replica_of_an_elastic_job_may_fill_wait_and_write() -> None:
+    spec = make_spec(num_workers=2, elastic={"min_replicas": 1, "max_replicas": 4})
+    *claims, job = manifest.render(spec)
+    assert [c["spec"]["accessModes"] for c in claims] == [["ReadWriteMany"]] * 2
+    assert set(job["spec"]["pytorchReplicaSpecs"]) == {"Worker"}
+    assert job["spec"]["elasticPolicy"] == {
+        "rdzvBackend": "c10d",
+        "minReplicas": 1,
+        "maxReplicas": 4,
+        "maxRestarts": 3,
+    }
+    init = _containers(spec)["Worker", "storage-initializer"]
+    assert init["args"] == ["--defer-failure", "--first-fills"]
+
+
+def test_a_read_only_many_job_is_suspended_and_its_clone_comes_from_the_filled_claim() -> None:
+    fill_claim, fill, clone, _, job = manifest.render(make_spec(**MODES["read-only-many"]))
+    name = fill_claim["metadata"]["name"]
+    assert clone["spec"]["dataSource"] == {"kind": "PersistentVolumeClaim", "name": name}
+    assert clone["spec"]["accessModes"] == ["ReadOnlyMany"]
+    assert job["spec"]["runPolicy"]["suspend"]
+    codes = fill["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    assert max(codes) < errors.RetryableError.exit_code
+    assert {kind.exit_code for kind in PERMANENT} <= set(codes)
+    for pod in pods_in(job):
+        assert "initContainers" not in pod
+        source = pod["volumes"][0]["persistentVolumeClaim"]
+        assert source == {"claimName": clone["metadata"]["name"], "readOnly": True}
+
+
+def test_jobs_with_the_same_inputs_share_a_read_only_many_claim() -> None:
+    names = {
+        manifest.inputs_claim(make_spec(name=name, num_workers=workers, **MODES["read-only-many"]))
+        for name, workers in (("a", 1), ("b", 4))
+    }
+    assert len(names) == 1

@@ -30,7 +30,7 @@ def test_all_problems_are_reported_together_with_their_paths() -> None:
         ({"method": {"lora_alfa": 3}}, "method.lora_alfa: unknown field; did you mean lora_alpha"),
         ({"training": {"learning_rate": "fast"}}, "training.learning_rate"),
         ({"storage": {"mode": "existing"}}, "claim names the claim"),
-        ({"storage": {"mode": "rwx"}}, "'shared', 'per-replica' or 'existing'"),
+        ({"storage": {"mode": "rwx"}}, "'per-replica' or 'existing'"),
         ({"dataset": {"source": "file:///a", "eval_files": ["b"], "eval_fraction": 0.1}}, "both"),
         ({"env": [{"name": "A", "value": "1", "value_from": {}}]}, "not both"),
         ({"base_model": None}, "base_model"),

@@ -120,9 +120,14 @@ def test_an_existing_claim_is_used_where_it_is_asked_for(cluster: Cluster) -> No
     assert [o["metadata"]["name"] for o in objects] == ["docs-output", "docs"]
 
 
-def test_a_refused_claim_leaves_no_job(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise ApiException(status=403, reason="Forbidden: quota exceeded")
+@pytest.mark.parametrize("at_dry_run", [True, False])
+def test_a_refused_claim_leaves_no_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, at_dry_run: bool
+) -> None:
+    def refuse(_namespace: str, body: dict, dry_run: str | None = None) -> Any:
+        if at_dry_run or not dry_run:
+            raise ApiException(status=403, reason="Forbidden: quota exceeded")
+        return body
 
     monkeypatch.setattr(
         cluster.client.core_api, "create_namespaced_persistent_volume_claim", refuse

@@ -1,0 +1,123 @@
+"""What is checked before anything is created: that the job fits, that its rows can be trained on,
+and that the claims and Secrets that it names are there.
+
+May import the layers below the client.
+"""
+
+import logging
+from collections.abc import Iterator
+
+from peftjob import estimate, local_data
+from peftjob.base_model import architecture_of, on_this_machine
+from peftjob.errors import JobError, ModelError, SourceError, SpecError
+from peftjob.manifest.container import source_claims
+from peftjob.objects import CLAIM, Objects, was_denied
+from peftjob.pods import EnvVar
+from peftjob.spec import PeftJobSpec
+
+log = logging.getLogger("peftjob")
+
+
+def check(spec: PeftJobSpec, objects: Objects) -> None:
+    """Refuse what can't run.
+
+    Raises:
+        OutOfMemoryError: the job can't fit into the memory that its resources name.
+        DataError: the dataset is on this machine, and rows of it can't be trained on.
+        SpecError: claims or Secrets that it names are not in its namespace; all of them at once.
+    """
+    check_fits(spec)
+    local_data.check(spec)
+    problems = [*_missing_claims(spec, objects), *_missing_secrets(spec, objects)]
+    if problems:
+        raise SpecError(problems)
+
+
+def check_fits(spec: PeftJobSpec) -> None:
+    """Refuse what needs too much memory, where that can be told: the model here, memory named.
+
+    Raises:
+        OutOfMemoryError: it can't.
+    """
+    local = estimate.processes_of_replica(spec)
+    device = estimate.device_of(spec.resources, processes=local)
+    if device.memory_bytes is None:
+        return
+    reason = "it is not on this machine"
+    folder = on_this_machine(spec.base_model)
+    if folder is not None:
+        try:
+            model = architecture_of(folder, task=spec.task, labels=spec.num_labels or 2)
+        except (SourceError, ModelError) as err:
+            # The path may be one of the container's. What is wrong with the model is said there.
+            reason = str(err)
+        else:
+            estimate.estimate(spec, model, device=device)
+            return
+    log.warning(
+        "%s: whether %s fits into the memory is seen when the job starts, not now: %s",
+        spec.name,
+        spec.base_model.source,
+        reason,
+    )
+
+
+def _missing_claims(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
+    named = [("storage.claim", spec.storage.claim), ("output.claim", spec.output.claim)]
+    named += [("a pvc:// source", claim) for _, _, claim in source_claims(spec)]
+    for volume in spec.volumes:
+        source = volume.source.get("persistentVolumeClaim")
+        if source:
+            named.append((f"volumes.{volume.name}", str(source.get("claimName"))))
+    for path, name in named:
+        if name is not None and objects.find(CLAIM, name) is None:
+            yield (
+                f"{path}: there is no claim {name!r} in namespace {objects.namespace!r}; "
+                "`kubectl get pvc` lists those there are"
+            )
+
+
+def _missing_secrets(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
+    for path, name, keys in _secrets(spec):
+        try:
+            found = objects.find("Secret", name)
+        except JobError as err:
+            # Who may make jobs need not be allowed to read Secrets.
+            if was_denied(err):
+                continue
+            raise
+        if found is None:
+            yield (
+                f"{path}: there is no Secret {name!r} in namespace {objects.namespace!r}; make it "
+                f"with `kubectl create secret`"
+            )
+            continue
+        has = {**(found.get("data") or {}), **(found.get("stringData") or {})}
+        for key in keys:
+            if key not in has:
+                yield f"{path}: Secret {name!r} has no key {key!r}; it has {', '.join(has)}"
+
+
+def _secrets(spec: PeftJobSpec) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """(path in the spec, name, keys that are used) of every Secret."""
+    secrets = spec.secrets
+    if secrets.hub_token:
+        yield "secrets.hub_token", secrets.hub_token.name, (secrets.hub_token.key,)
+    if secrets.s3:
+        keys = (secrets.s3.access_key_id, secrets.s3.secret_access_key, secrets.s3.session_token)
+        yield "secrets.s3", secrets.s3.name, tuple(key for key in keys if key)
+    if secrets.registry_login:
+        yield "secrets.registry_login", secrets.registry_login, (".dockerconfigjson",)
+    for name in spec.images.pull_secrets:
+        yield "images.pull_secrets", name, (".dockerconfigjson",)
+    for path, variables in (("env", spec.env), ("init_env", spec.init_env)):
+        yield from _references(path, variables)
+
+
+def _references(
+    path: str, variables: tuple[EnvVar, ...]
+) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for variable in variables:
+        reference = (variable.value_from or {}).get("secretKeyRef") or {}
+        if reference.get("name") and not reference.get("optional"):
+            yield f"{path}.{variable.name}", reference["name"], (reference.get("key", ""),)

@@ -59,6 +59,13 @@ def dataset(value: Any) -> Any:
     return stock.dataset_from_stock(vars(value))
 
 
+def dataset_env(value: Any) -> list[dict[str, Any]]:
+    """Variables that the stock client's parameters of a dataset stand for."""
+    if value is None or isinstance(value, str | DatasetSource):
+        return []
+    return [{"name": name, "value": text} for name, text in stock.s3_env(vars(value)).items()]
+
+
 def trainer(value: Any) -> dict[str, Any]:
     if value is None:
         return {}

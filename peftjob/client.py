@@ -95,7 +95,8 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 or the name of a GPU: a job that can't fit is refused) and `shared_memory`, the
                 size of /dev/shm.
             model_provider_parameters: A URI, a BaseModelSource, or HuggingFaceModelParams.
-            dataset_provider_parameters: A URI, a DatasetSource, or HuggingFaceDatasetParams.
+            dataset_provider_parameters: A URI, a DatasetSource, HuggingFaceDatasetParams or
+                S3DatasetParams.
             trainer_parameters: TrainerParams, or HuggingFaceTrainerParams; None takes defaults.
             output: Where the adapter goes: an Output, a Registry, a registry reference
                 (`host/name:tag`), or s3://…, hf://…, pvc://claim. None keeps it in the local
@@ -131,7 +132,10 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 "dataset": arguments.dataset(dataset_provider_parameters),
                 **arguments.trainer(trainer_parameters),
                 **arguments.task(model_provider_parameters),
-                "init_env": arguments.variables("init_env_vars", init_env_vars),
+                "init_env": [
+                    *arguments.dataset_env(dataset_provider_parameters),
+                    *arguments.variables("init_env_vars", init_env_vars),
+                ],
                 "env": arguments.variables("env_vars", env_vars),
                 "storage": arguments.plain(storage)
                 if storage
@@ -164,8 +168,6 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         """
         objects = Objects(self, spec.namespace)
         preflight.check(spec, objects)
-        if spec.queue_name:
-            self._check_queue_exists(spec.queue_name, spec.namespace)
         submission.submit(spec, objects)
         return Job(self, spec.name, spec.namespace)
 

@@ -127,6 +127,13 @@ def serving_runtime(namespace: str = "default") -> Object:
     }
 
 
+def cluster_serving_runtime() -> Object:
+    """The same for every namespace."""
+    runtime = serving_runtime()
+    del runtime["metadata"]["namespace"]
+    return {**runtime, "kind": "ClusterServingRuntime"}
+
+
 def _probe(path: str, *, period_s: int, failures: int) -> Object:
     return {
         "httpGet": {"path": path, "port": PORT},

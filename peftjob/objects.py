@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 Object = dict[str, Any]
 
-_PLURALS = {"PyTorchJob": "pytorchjobs", "Job": "jobs"}
+_CUSTOM = {
+    "PyTorchJob": ("kubeflow.org", "v1", "pytorchjobs"),
+    "Job": ("batch", "v1", "jobs"),
+    "LocalQueue": ("kueue.x-k8s.io", "v1beta1", "localqueues"),
+}
 CLAIM = "PersistentVolumeClaim"
 ACCESS_DENIED = (401, 403)
 
@@ -41,8 +45,9 @@ class Objects:
             elif kind == "Secret":
                 found = core.read_namespaced_secret(name, self.namespace)
             else:
+                group, version, plural = _CUSTOM[kind]
                 body: Object = self._client.custom_api.get_namespaced_custom_object(
-                    *_group(kind), self.namespace, _PLURALS[kind], name
+                    group, version, self.namespace, plural, name
                 )
                 return body
         except ApiException as err:
@@ -78,8 +83,9 @@ class Objects:
                 )
                 plain: Object = core.api_client.sanitize_for_serialization(made)
                 return plain
+            group, version, plural = _CUSTOM[kind]
             created: Object = self._client.custom_api.create_namespaced_custom_object(
-                *body["apiVersion"].split("/"), self.namespace, _PLURALS[kind], body, **option
+                group, version, self.namespace, plural, body, **option
             )
         except ApiException as err:
             raise refused(kind, body["metadata"]["name"], err) from err
@@ -98,8 +104,9 @@ class Objects:
                     name, self.namespace, change
                 )
             else:
+                group, version, plural = _CUSTOM[kind]
                 self._client.custom_api.patch_namespaced_custom_object(
-                    *_group(kind), self.namespace, _PLURALS[kind], name, change
+                    group, version, self.namespace, plural, name, change
                 )
         except ApiException as err:
             raise refused(kind, name, err) from err
@@ -112,12 +119,9 @@ class Objects:
                     name, self.namespace
                 )
             else:
+                group, version, plural = _CUSTOM[kind]
                 self._client.custom_api.delete_namespaced_custom_object(
-                    *_group(kind),
-                    self.namespace,
-                    _PLURALS[kind],
-                    name,
-                    propagation_policy="Background",
+                    group, version, self.namespace, plural, name, propagation_policy="Background"
                 )
         except ApiException as err:
             if err.status != 404:
@@ -158,7 +162,3 @@ def was_denied(err: JobError) -> bool:
     """Whether the user may not do what was tried."""
     cause = err.__cause__
     return isinstance(cause, ApiException) and cause.status in ACCESS_DENIED
-
-
-def _group(kind: str) -> tuple[str, str]:
-    return ("batch", "v1") if kind == "Job" else ("kubeflow.org", "v1")

@@ -1,5 +1,5 @@
 """What is checked before anything is created: that the job fits, that its rows can be trained on,
-and that the claims and Secrets that it names are there.
+and that the queue, claims and Secrets that it names are there.
 
 May import the layers below the client.
 """
@@ -11,7 +11,7 @@ from peftjob import estimate, local_data
 from peftjob.base_model import architecture_of, on_this_machine
 from peftjob.errors import JobError, ModelError, SourceError, SpecError
 from peftjob.manifest.container import source_claims
-from peftjob.objects import CLAIM, Objects, was_denied
+from peftjob.objects import CLAIM, Object, Objects, was_denied
 from peftjob.pods import EnvVar
 from peftjob.spec import PeftJobSpec
 
@@ -24,11 +24,15 @@ def check(spec: PeftJobSpec, objects: Objects) -> None:
     Raises:
         OutOfMemoryError: the job can't fit into the memory that its resources name.
         DataError: the dataset is on this machine, and rows of it can't be trained on.
-        SpecError: claims or Secrets that it names are not in its namespace; all of them at once.
+        SpecError: a queue, claims or Secrets that it names are not in its namespace; all at once.
     """
     check_fits(spec)
     local_data.check(spec)
-    problems = [*_missing_claims(spec, objects), *_missing_secrets(spec, objects)]
+    problems = [
+        *_missing_queue(spec, objects),
+        *_missing_claims(spec, objects),
+        *_missing_secrets(spec, objects),
+    ]
     if problems:
         raise SpecError(problems)
 
@@ -62,6 +66,15 @@ def check_fits(spec: PeftJobSpec) -> None:
     )
 
 
+def _missing_queue(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
+    name = spec.queue_name
+    if name is not None and _find("LocalQueue", name, objects) is None:
+        yield (
+            f"queue_name: there is no LocalQueue {name!r} in namespace {objects.namespace!r}; "
+            "`kubectl get localqueues` lists those there are"
+        )
+
+
 def _missing_claims(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
     named = [("storage.claim", spec.storage.claim), ("output.claim", spec.output.claim)]
     named += [("a pvc:// source", claim) for _, _, claim in source_claims(spec)]
@@ -70,7 +83,7 @@ def _missing_claims(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
         if source:
             named.append((f"volumes.{volume.name}", str(source.get("claimName"))))
     for path, name in named:
-        if name is not None and objects.find(CLAIM, name) is None:
+        if name is not None and _find(CLAIM, name, objects) is None:
             yield (
                 f"{path}: there is no claim {name!r} in namespace {objects.namespace!r}; "
                 "`kubectl get pvc` lists those there are"
@@ -79,23 +92,30 @@ def _missing_claims(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
 
 def _missing_secrets(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
     for path, name, keys in _secrets(spec):
-        try:
-            found = objects.find("Secret", name)
-        except JobError as err:
-            # Who may make jobs need not be allowed to read Secrets.
-            if was_denied(err):
-                continue
-            raise
+        found = _find("Secret", name, objects)
         if found is None:
             yield (
                 f"{path}: there is no Secret {name!r} in namespace {objects.namespace!r}; make it "
-                f"with `kubectl create secret`"
+                "with `kubectl create secret`"
             )
-            continue
-        has = {**(found.get("data") or {}), **(found.get("stringData") or {})}
-        for key in keys:
-            if key not in has:
-                yield f"{path}: Secret {name!r} has no key {key!r}; it has {', '.join(has)}"
+        elif found is not _HIDDEN:
+            has = {**(found.get("data") or {}), **(found.get("stringData") or {})}
+            for key in keys:
+                if key not in has:
+                    yield f"{path}: Secret {name!r} has no key {key!r}; it has {', '.join(has)}"
+
+
+_HIDDEN: Object = {}
+"""An object that the user may not look at, though the pods that name it may have it."""
+
+
+def _find(kind: str, name: str, objects: Objects) -> Object | None:
+    try:
+        return objects.find(kind, name)
+    except JobError as err:
+        if was_denied(err):
+            return _HIDDEN
+        raise
 
 
 def _secrets(spec: PeftJobSpec) -> Iterator[tuple[str, str, tuple[str, ...]]]:

@@ -126,13 +126,9 @@ def task_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """DatasetSource fields from HuggingFaceDatasetParams' fields."""
+    """DatasetSource fields from the fields of HuggingFaceDatasetParams or S3DatasetParams."""
     if "bucket_name" in payload:
-        raise SpecError(
-            [
-                "dataset_provider_parameters: s3 datasets can't be fetched; use hf://, https:// or file://"
-            ]
-        )
+        return {"source": s3_uri(payload)}
     problems = _token_problem(payload, "dataset_provider_parameters")
     if problems:
         raise SpecError(problems)
@@ -140,6 +136,31 @@ def dataset_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
     if payload.get("split"):
         fields["split"] = payload["split"]
     return fields
+
+
+def s3_uri(payload: Mapping[str, Any]) -> str:
+    """Where S3DatasetParams point to.
+
+    Raises:
+        SpecError: keys are among them.
+    """
+    for key in ("access_key", "secret_key"):
+        if payload.get(key):
+            raise SpecError(
+                [
+                    f"dataset_provider_parameters.{key}: would stand in the job as plain text; put "
+                    "the keys in a Secret and pass secrets=Secrets(s3=S3Keys(name=...))"
+                ]
+            )
+    return f"s3://{payload['bucket_name']}/{str(payload['file_key']).lstrip('/')}"
+
+
+def s3_env(payload: Mapping[str, Any]) -> dict[str, str]:
+    """The variables that tell where the S3 of S3DatasetParams is; empty for other parameters."""
+    named = {"AWS_ENDPOINT_URL": "endpoint_url", "AWS_REGION": "region_name"}
+    if "bucket_name" not in payload:
+        return {}
+    return {name: str(payload[field]) for name, field in named.items() if payload.get(field)}
 
 
 def lora_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -199,7 +220,7 @@ def _token_problem(payload: Mapping[str, Any], where: str) -> list[str]:
         return []
     return [
         f"{where}.access_token: a token would stand in the job as plain text; put it in a Secret "
-        "and pass init_env_vars=[V1EnvVar(name='HF_TOKEN', value_from=...secret_key_ref...)]"
+        "and pass secrets=Secrets(hub_token=SecretKey(name=..., key=...))"
     ]
 
 

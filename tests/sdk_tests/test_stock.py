@@ -152,3 +152,25 @@ def test_the_stock_clients_own_defaults_pass() -> None:
     assert training.learning_rate == 5e-5
     assert (training.warmup_ratio, training.lr_scheduler_type) == (0.0, "linear")
     assert (training.eval_steps, training.save_steps, training.report_to) == (None, None, ())
+
+
+S3 = {
+    "endpoint_url": "https://s3.example.org",
+    "bucket_name": "corpora",
+    "file_key": "docs/v1",
+    "region_name": "eu",
+    "access_key": None,
+    "secret_key": None,
+}
+
+
+def test_s3_parameters_are_a_source_and_two_variables() -> None:
+    assert stock.dataset_from_stock(S3) == {"source": "s3://corpora/docs/v1"}
+    assert stock.s3_env(S3) == {"AWS_ENDPOINT_URL": "https://s3.example.org", "AWS_REGION": "eu"}
+    assert stock.s3_env({"repo_id": "org/data"}) == {}
+
+
+def test_keys_in_s3_parameters_are_refused_without_repeating_them() -> None:
+    with pytest.raises(SpecError, match="secret_key: would stand in the job") as caught:
+        stock.dataset_from_stock({**S3, "secret_key": "canary"})
+    assert "canary" not in str(caught.value)

@@ -1,0 +1,128 @@
+"""The Role in deploy/ allows what the client asks of the API."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from peftjob import (
+    DatasetSource,
+    Output,
+    S3Keys,
+    SecretKey,
+    Secrets,
+    Storage,
+    inference,
+)
+from peftjob.errors import SpecError
+from peftjob.local.api import LocalApiClient
+from tests.local_tests.conftest import Cluster
+from tests.sdk_tests.conftest import validate
+from tests.until import until
+
+__all__ = ["validate"]
+
+DEPLOY = Path(__file__).parents[2] / "deploy"
+VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}
+Asked = set[tuple[str, str, str]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """(API group, resource, verb) of every request from now on."""
+    seen: Asked = set()
+    original: Callable[..., Any] = LocalApiClient.request
+
+    def request(self: Any, method: str, url: str, query_params: Any = None, **more: Any) -> Any:
+        *_, _last = (parts := urlsplit(url).path.strip("/").split("/"))
+        start = 2 if parts[0] == "api" else 3
+        group = "" if parts[0] == "api" else parts[1]
+        rest = parts[start:]
+        rest = rest[2:] if rest[0] == "namespaces" else rest
+        resource = "/".join([rest[0], *rest[2:3]])
+        watches = ("watch", "true") in [(k, str(v).lower()) for k, v in query_params or ()]
+        read = "watch" if watches else "get" if len(rest) > 1 else "list"
+        seen.add((group, resource, VERBS.get(method, read)))
+        return original(self, method, url, query_params=query_params, **more)
+
+    monkeypatch.setattr(LocalApiClient, "request", request)
+    return seen
+
+
+def _allowed() -> Asked:
+    role = yaml.safe_load((DEPLOY / "role.yaml").read_text())
+    return {
+        (group, resource, verb)
+        for rule in role["rules"]
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_what_the_client_asks_for_is_allowed(
+    cluster: Cluster, dataset: DatasetSource, tmp_path: Path, asked: Asked
+) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    (tmp_path / "model/model.safetensors").write_bytes(b"")
+    client = cluster.client
+    arguments: dict[str, Any] = {
+        "model_provider_parameters": (tmp_path / "model").as_uri(),
+        "dataset_provider_parameters": dataset,
+    }
+    for name in ("one", "two"):
+        job = client.train(name=name, storage=Storage(mode="read-only-many"), **arguments)
+        until(lambda job=job: "being filled" not in (job.advance() and job.describe()))
+    until(lambda: job.status == "Failed", timeout_s=60)  # A model without weights.
+    list(job.follow())
+    assert job.failure()
+    job.history()
+    job.delete()
+    client.list_jobs()
+    with pytest.raises(SpecError):
+        client.train(name="three", queue_name="team", output=Output(claim="no"), **arguments)
+    client.serve("s", (tmp_path / "model").as_uri(), {}).stop()
+    named = {ask for ask in asked if ask[1] != "secrets"}
+    assert named - _allowed() == set()
+
+
+def test_secrets_are_the_one_thing_that_it_looks_at_and_need_not_see(
+    cluster: Cluster, dataset: DatasetSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kubernetes.client import ApiException
+
+    def deny(*_: Any, **__: Any) -> None:
+        raise ApiException(status=403, reason="Forbidden")
+
+    monkeypatch.setattr(cluster.client.core_api, "read_namespaced_secret", deny)
+    secrets = Secrets(s3=S3Keys(name="s3"), hub_token=SecretKey(name="hub", key="token"))
+    job = cluster.client.train(
+        name="docs",
+        model_provider_parameters=dataset.source,
+        dataset_provider_parameters=dataset,
+        secrets=secrets,
+    )
+    assert job.name == "docs"
+
+
+def test_the_objects_of_deploy_are_valid(
+    request: pytest.FixtureRequest, validate: Callable[[Any], None]
+) -> None:
+    for name in ("role", "rolebinding"):
+        body = yaml.safe_load((DEPLOY / f"{name}.yaml").read_text())
+        kubernetes_validate.validate(body, "1.32", strict=True)
+    runtime = inference.cluster_serving_runtime()
+    validate(runtime)
+    namespaced = {**runtime, "kind": "ServingRuntime"}
+    text = yaml.safe_dump(namespaced, sort_keys=False, width=100)
+    path = DEPLOY / "servingruntime.yaml"
+    if request.config.getoption("--update-golden"):
+        path.write_text(text)
+    assert path.read_text() == text, "run pytest --update-golden and read the difference"
+    kustomization = yaml.safe_load((DEPLOY / "kustomization.yaml").read_text())
+    assert {*kustomization["resources"], "kustomization.yaml"} == {p.name for p in DEPLOY.iterdir()}

@@ -55,6 +55,7 @@ class Cluster:
         api = self.client.custom_api
         for group, version, plural in (
             ("kubeflow.org", "v1", "pytorchjobs"),
+            ("batch", "v1", "jobs"),
             ("serving.kserve.io", "v1beta1", "inferenceservices"),
         ):
             for item in api.list_namespaced_custom_object(group, version, "default", plural)[

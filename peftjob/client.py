@@ -166,6 +166,8 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             DataError: the dataset is on this machine, and rows of it can't be trained on.
             ConflictError, JobError: as `train` does.
         """
+        if self.cluster is not None:
+            spec = _for_one_machine(spec)
         objects = Objects(self, spec.namespace)
         preflight.check(spec, objects)
         submission.submit(spec, objects)
@@ -224,3 +226,9 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         service = Service(self, name, namespace or self.namespace)
         service.object()
         return service
+
+
+def _for_one_machine(spec: PeftJobSpec) -> PeftJobSpec:
+    """Without what a local cluster has no use for: a queue, logins for pulling images."""
+    images = spec.images.model_copy(update={"pull_secrets": ()})
+    return spec.model_copy(update={"queue_name": None, "images": images})

@@ -33,6 +33,8 @@ TERMINATION_LOG_ENV = "PEFTJOB_TERMINATION_LOG"
 # What the storage initializer leaves in INPUTS_STATE_DIR (see storage_initializer).
 READY_MARKER = "ready.json"
 FAILED_MARKER = "failed.json"
+DESCRIBED_FILE = "described.json"
+"""The base model's and the dataset's parts of a spec, for a trainer of the stock client's."""
 
 # Labels and annotations of ours.
 INPUTS_ANNOTATION = "peftjob.org/inputs"
@@ -50,12 +52,16 @@ RUNTIME_NAME = "peftjob-runtime"
 MODEL_FORMAT = "peft"
 
 PACKED_SUFFIXES = (".gz", ".zst")
-"""Data files that a source holds compressed lie on the volume unpacked, without this suffix."""
 
 
 def unpacked(name: str) -> str:
-    """The name, or glob, of a data file on the volume."""
+    """Where a data file that its source holds compressed lies on the volume, unpacked.
+
+    rows.jsonl.gz is rows.gz.jsonl there. Of a glob, the glob of what it matches: *.gz is *.gz.*
+    """
     for suffix in PACKED_SUFFIXES:
         if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
+            folder, slash, last = name[: -len(suffix)].rpartition("/")
+            stem, dot, kind = last.rpartition(".")
+            return f"{folder}{slash}{stem if dot else last}{suffix}.{kind if dot else '*'}"
     return name

@@ -26,8 +26,11 @@ def is_filled(spec: PeftJobSpec, objects: Objects) -> bool:
     return True
 
 
-def begin(spec: PeftJobSpec, objects: Objects, owner: Object) -> None:
+def begin(spec: PeftJobSpec, objects: Objects, owner: Object, created: list[Object]) -> None:
     """Make what fills the claim, or become an owner of what is there.
+
+    Args:
+        created: What was made is added, for the caller to remove if something fails.
 
     Raises:
         ConflictError: an object of that name is for something else.
@@ -48,7 +51,7 @@ def begin(spec: PeftJobSpec, objects: Objects, owner: Object) -> None:
         found = left if body["kind"] == "Job" else objects.find(body["kind"], name)
         if found is None:
             body["metadata"]["ownerReferences"] = owners
-            objects.create(body)
+            created.append(objects.create(body))
         else:
             _check_inputs(found, spec)
             _share(found, objects, owners)

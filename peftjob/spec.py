@@ -85,14 +85,36 @@ class DatasetSource(Part):
         return self
 
 
+class StockForm:
+    """A part of a spec where the stock client looks for something that has to_dict()."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+
+    def to_dict(self) -> dict[str, Any]:
+        """{"peftjob": the part as plain data}, as peftjob.stock reads it."""
+        return {"peftjob": self._part.model_dump(mode="json", exclude_none=True)}
+
+
 class TrainerParams(Part):
-    """What TrainingClient.train takes as trainer_parameters."""
+    """What `train` takes as trainer_parameters, of peftjob's client and of the stock one."""
 
     method: Method = Lora()
     training: Training = Training()
     task: Task = "causal-lm"
+    """With the stock client the model's parameters say it."""
     num_labels: int | None = Field(default=None, gt=0)
-    """Of a classification; None counts those in the dataset."""
+    """Of a classification; None counts those in the dataset. (Likewise.)"""
+
+    @property
+    def lora_config(self) -> StockForm:
+        """For the stock client."""
+        return StockForm(self.method)
+
+    @property
+    def training_parameters(self) -> StockForm:
+        """For the stock client."""
+        return StockForm(self.training)
 
 
 class PeftJobSpec(Part):

@@ -18,6 +18,8 @@ from peftjob.spec import NAME_MAX_LENGTH, PeftJobSpec
 from peftjob.training_fields import translate
 
 DEFAULT_JOB_NAME = "train"
+PART = "peftjob"
+"""Key under which parameters of ours carry a part of a spec through the stock client."""
 
 TASKS = {
     "AutoModelForCausalLM": "causal-lm",
@@ -104,7 +106,9 @@ def _job_name(pod_name: str) -> str:
 
 
 def model_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """BaseModelSource fields from HuggingFaceModelParams' fields."""
+    """BaseModelSource fields from the fields of HuggingFaceModelParams, or of ours."""
+    if PART in payload:
+        return dict(payload[PART])
     problems = _token_problem(payload, "model_provider_parameters")
     if problems:
         raise SpecError(problems)
@@ -126,7 +130,9 @@ def task_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dataset_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """DatasetSource fields from the fields of HuggingFaceDatasetParams or S3DatasetParams."""
+    """DatasetSource fields from the fields of HuggingFaceDatasetParams, S3DatasetParams or ours."""
+    if PART in payload:
+        return dict(payload[PART])
     if "bucket_name" in payload:
         return {"source": s3_uri(payload)}
     problems = _token_problem(payload, "dataset_provider_parameters")
@@ -164,11 +170,13 @@ def s3_env(payload: Mapping[str, Any]) -> dict[str, str]:
 
 
 def lora_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a spec's method from LoraConfig.to_dict().
+    """Fields of a spec's method from LoraConfig.to_dict(), or from TrainerParams.
 
     Raises:
         SpecError: what can't be used, by name; all problems at once.
     """
+    if PART in payload:
+        return dict(payload[PART])
     fields: dict[str, Any] = {}
     options: dict[str, Any] = {}
     for name, value in payload.items():
@@ -196,7 +204,7 @@ def lora_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
 def training_from_stock(
     payload: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """Training fields from the to_dict() of TrainingArguments, or of TRL's SFTConfig.
+    """Training fields from the to_dict() of TrainingArguments, TRL's SFTConfig or TrainerParams.
 
     Args:
         defaults: tells the class's own, asked where it has fields that are not known here.
@@ -204,6 +212,8 @@ def training_from_stock(
     Raises:
         SpecError: what a spec can't say, by name; all problems at once.
     """
+    if PART in payload:
+        return dict(payload[PART])
     fields, problems = translate(payload, defaults)
     if problems:
         raise SpecError([f"training_parameters.{name}: {text}" for name, text in problems.items()])

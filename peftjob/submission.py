@@ -38,21 +38,23 @@ def submit(spec: PeftJobSpec, objects: Objects) -> None:
     rest = manifest.render_fill(spec) if fills else []
     for body in (job, *claims, *rest):
         _try(body, objects)
-    created = objects.create(job)
+    created = [objects.create(job)]
     try:
-        owner = reference(created)
+        owner = reference(created[0])
         for claim in claims:
-            kept = spec.storage.reuse and contract.INPUTS_ANNOTATION in (
-                claim["metadata"].get("annotations") or {}
-            )
-            if not kept:
+            if not (spec.storage.reuse and _is_for_inputs(claim)):
                 claim["metadata"]["ownerReferences"] = [owner]
-            objects.create(claim)
+            created.append(objects.create(claim))
         if spec.storage.mode == "read-only-many":
-            filling.begin(spec, objects, owner)
+            filling.begin(spec, objects, owner, created)
     except PeftJobError:
-        objects.delete("PyTorchJob", spec.name)
+        for body in reversed(created):
+            objects.delete(body["kind"], body["metadata"]["name"])
         raise
+
+
+def _is_for_inputs(claim: Object) -> bool:
+    return contract.INPUTS_ANNOTATION in (claim["metadata"].get("annotations") or {})
 
 
 def _try(body: Object, objects: Objects) -> None:

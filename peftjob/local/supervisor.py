@@ -6,13 +6,10 @@ of anybody notices when it was killed and starts another, which goes on from wha
 """
 
 import ctypes
-import errno
 import fcntl
 import os
-import random
 import shutil
 import signal
-import socket
 import time
 import traceback
 import uuid
@@ -21,10 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from peftjob.local import batch, operator, serving
+from peftjob.local.collection import OWNERS, collect
 from peftjob.local.conditions import has_failed, is_finished
+from peftjob.local.edits import mark_deleted, mark_killed, set_failed, set_status
 from peftjob.local.gpus import assign_gpus
 from peftjob.local.operator import Address, Plan
 from peftjob.local.pod import Machine, PodRunner, left_over, pod_folder
+from peftjob.local.ports import free_port
 from peftjob.local.shim import PR_SET_CHILD_SUBREAPER
 from peftjob.local.store import ApiError, Body, Store, Supervised, now
 from peftjob.local.volumes import Volumes
@@ -32,13 +32,6 @@ from peftjob.local.volumes import Volumes
 POLL_S = 0.05
 LOOK_AGAIN_S = 1.0
 """Deadlines and times to live pass without anything being written."""
-PORTS = range(20000, 32000)
-OWNERS = {
-    "pytorchjobs": ("kubeflow.org/v1", "PyTorchJob"),
-    "jobs": ("batch/v1", "Job"),
-    "inferenceservices": ("serving.kserve.io/v1beta1", "InferenceService"),
-}
-DEPENDENTS = ("events", "services", "jobs", "persistentvolumeclaims", "configmaps", "secrets")
 
 
 class Supervisor:
@@ -49,7 +42,7 @@ class Supervisor:
         self._work = work
         self._store = Store(root / "cluster.db")
         self._volumes = Volumes(root, self._store)
-        self._address = Address("127.0.0.1", _free_port())
+        self._address = Address("127.0.0.1", free_port())
         self._runners: dict[str, PodRunner] = {}
         self._restarts = 0
         self._machine: Machine | None = None
@@ -105,7 +98,7 @@ class Supervisor:
         """Fail the job, end its processes, and leave it at that."""
         message = f"the local cluster can't run it: {reason}"
         log = self._root / "supervisors" / f"{self._work.uid}.log"
-        status = partial(_set_failed, message=f"{message} (the supervisor's log is {log})")
+        status = partial(set_failed, message=f"{message} (the supervisor's log is {log})")
         self._write(self._work.plural, self._work.name, status)
         while any(runner.alive for runner in self._runners.values()):
             for runner in self._runners.values():
@@ -136,7 +129,7 @@ class Supervisor:
             status = runner.step()
             if status != runner.written:
                 runner.written = status
-                self._write("pods", name, partial(_set_status, status=status))
+                self._write("pods", name, partial(set_status, status=status))
                 moved = True
         return moved
 
@@ -158,9 +151,9 @@ class Supervisor:
         for kind, reason, message in plan.events:
             self._event(job, kind, reason, message)
         if plan.status != (job.get("status") or {}):
-            self._write(self._work.plural, name, partial(_set_status, status=plan.status))
+            self._write(self._work.plural, name, partial(set_status, status=plan.status))
         for pod_name in plan.delete:
-            self._write("pods", pod_name, _mark_deleted)
+            self._write("pods", pod_name, mark_deleted)
         for pod in plan.create:
             self._create(job, pod)
         self._job_as_known = self._job()
@@ -230,7 +223,7 @@ class Supervisor:
             message = "the job's supervisor was killed, and this pod's processes with it"
             self._event(pod, "Warning", "SupervisorKilled", message)
             if pod["spec"].get("restartPolicy") == "Never":
-                self._write("pods", name, partial(_mark_killed, message=message))
+                self._write("pods", name, partial(mark_killed, message=message))
             else:
                 counts = {e["name"]: e["restartCount"] + ("running" in e["state"]) for e in entries}
                 self._run_pod(pod, counts)
@@ -260,33 +253,13 @@ class Supervisor:
         """After a deletion: end the pods, then remove what the job owned. True when all is gone."""
         for name, pod in self._pods().items():
             if not pod["metadata"].get("deletionTimestamp"):
-                self._write("pods", name, _mark_deleted)
+                self._write("pods", name, mark_deleted)
         self._end_deleted_pods()
         if self._pods() or any(runner.alive for runner in self._runners.values()):
             return False
-        for plural in DEPENDENTS:
-            for body in self._store.owned(plural, self._work.uid):
-                metadata = body["metadata"]
-                if self._has_other_owner(metadata):
-                    continue
-                self._store.delete(plural, metadata["namespace"], metadata["name"])
-                if plural == "persistentvolumeclaims":
-                    self._volumes.remove_claim(metadata["namespace"], metadata["name"])
-                elif plural == "jobs":
-                    self._store.set_done(metadata["uid"], done=False)
+        collect(self._store, self._volumes, self._work.uid)
         shutil.rmtree(self._root / "jobs" / self._work.uid, ignore_errors=True)
         return True
-
-    def _has_other_owner(self, metadata: Body) -> bool:
-        """Whether another owner of an object is there: then it stays until that one goes too."""
-        plurals = {kind: plural for plural, (_, kind) in OWNERS.items()}
-        for reference in metadata["ownerReferences"]:
-            owner = self._store.find(
-                plurals.get(reference["kind"], ""), metadata["namespace"], reference["name"]
-            )
-            if owner is not None and owner["metadata"]["uid"] == reference["uid"]:
-                return True
-        return False
 
     def _write(self, plural: str, name: str, edit: Callable[[Body], object]) -> None:
         """Edit an object in place; one that was deleted meanwhile is left so."""
@@ -343,54 +316,6 @@ class Supervisor:
                 os.waitpid(pid, 0)
             except (ProcessLookupError, ChildProcessError):
                 continue
-
-
-def _set_status(body: Body, status: Body) -> None:
-    body["status"] = status
-
-
-def _mark_deleted(body: Body) -> None:
-    body["metadata"].setdefault("deletionTimestamp", now())
-
-
-def _mark_killed(pod: Body, message: str) -> None:
-    """A pod that is not restarted in place fails as one whose node lost power."""
-    status = pod["status"]
-    status["phase"] = "Failed"
-    for entry in status.get("containerStatuses") or ():
-        ended = {"exitCode": 128 + signal.SIGKILL, "reason": "Error", "message": message}
-        if "terminated" not in entry["state"]:
-            entry.update(state={"terminated": {**ended, "finishedAt": now()}}, ready=False)
-
-
-def _free_port() -> int:
-    """A port that nobody listens on.
-
-    Below the range that the kernel gives to outgoing connections: between now and the moment the
-    replicas meet, one of those could take a port of that range.
-    """
-    for port in random.SystemRandom().sample(PORTS, k=200):
-        with socket.socket() as sock:
-            try:
-                sock.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise OSError(errno.EADDRINUSE, f"no free port between {PORTS[0]} and {PORTS[-1]}")
-
-
-def _set_failed(body: Body, message: str) -> None:
-    status = body.setdefault("status", {})
-    stamp = now()
-    for kind, value in (("Failed", "True"), ("PredictorReady", "False"), ("Ready", "False")):
-        if (kind == "Failed") == (body["kind"] == "PyTorchJob"):
-            entry = {"type": kind, "status": value, "reason": "InvalidPod", "message": message}
-            others = [c for c in status.get("conditions") or () if c["type"] != kind]
-            status["conditions"] = [*others, {**entry, "lastTransitionTime": stamp}]
-    for entry in status["conditions"]:
-        if entry["type"] == "Running":
-            entry["status"] = "False"
-    status["completionTime"] = stamp
 
 
 def lock_path(root: Path, uid: str) -> Path:

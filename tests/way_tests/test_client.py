@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiException, V1EnvVar, V1ResourceRequirements
 
-from peftjob import Storage, TrainerParams
+from peftjob import Images, PeftJobSpec, Storage, TrainerParams, preflight
 from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError, SpecError
+from peftjob.objects import Objects
 from tests.local_tests.conftest import Cluster
 
 ARGUMENTS: dict[str, Any] = {
@@ -85,6 +86,26 @@ def test_a_wrong_argument_is_named(cluster: Cluster, fields: dict, message: str)
     with pytest.raises(SpecError) as caught:
         cluster.client.train(**{**ARGUMENTS, **fields})
     assert message in str(caught.value)
+
+
+def test_what_one_machine_has_no_use_for_is_left_out(cluster: Cluster) -> None:
+    images = Images(pull_secrets=("login",))
+    job = cluster.client.train(**ARGUMENTS, queue_name="team", images=images)
+    assert job.spec.queue_name is None
+    assert "imagePullSecrets" not in str(job.object())
+
+
+def test_a_queue_that_is_not_there_is_refused(cluster: Cluster) -> None:
+    spec = PeftJobSpec.parse(
+        {
+            "name": "docs",
+            "base_model": {"source": "hf://org/model"},
+            "dataset": {"source": "hf://org/data"},
+            "queue_name": "team",
+        }
+    )
+    with pytest.raises(SpecError, match="queue_name: there is no LocalQueue 'team'"):
+        preflight.check(spec, Objects(cluster.client, "default"))
 
 
 def test_a_job_owns_its_claims(cluster: Cluster) -> None:

@@ -56,3 +56,39 @@ def test_a_second_notebook_finds_the_job_of_a_killed_one(
     assert "step 29\n" in text
     pod = cluster.client.get_job_pods("nb")[0]
     assert pod.status.container_statuses[0].restart_count == 0
+
+
+WATCH = """
+from peftjob import LocalCluster, TrainingClient
+client = TrainingClient(cluster=LocalCluster({root!r}))
+
+def train():
+    import time
+    record = '{{"event":"progress","step":%d,"total_steps":3,"epoch":1,"loss":%d}}'
+    for step in range(1, 4):
+        print(record % (step, 4 - step), flush=True)
+        time.sleep(1)
+
+client.create_job(name="nb", train_func=train)
+client.job("nb").wait(timeout_s=60, progress=True)
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_shows_one_picture_that_follows_the_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    source = WATCH.format(root=os.fspath(cluster.local.root))
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+    shown = [
+        o["data"]["text/html"]
+        for o in notebook.cells[0].outputs
+        if "text/html" in o.get("data", {})
+    ]
+    # The one that wait() updates, and the Job that the cell ends with.
+    assert len(shown) == 2
+    for page in shown:
+        assert "Succeeded" in page
+        assert "<polyline" in page

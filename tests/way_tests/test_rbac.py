@@ -85,7 +85,7 @@ def test_what_the_client_asks_for_is_allowed(
     job.delete()
     client.list_jobs()
     with pytest.raises(SpecError):
-        client.train(name="three", queue_name="team", output=Output(claim="no"), **arguments)
+        client.train(name="three", output=Output(claim="no"), **arguments)
     client.serve("s", (tmp_path / "model").as_uri(), {}).stop()
     named = {ask for ask in asked if ask[1] != "secrets"}
     assert named - _allowed() == set()

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.client import ApiException
 
 from peftjob import DatasetSource, RunPolicy, Storage
 from peftjob.errors import ConflictError, JobError
@@ -104,6 +105,25 @@ def test_a_claim_of_other_inputs_is_not_taken(cluster: Cluster, dataset: Dataset
     with pytest.raises(ConflictError, match="was not made for these inputs; delete it"):
         _train(cluster, "docs", dataset.source, dataset)
     assert cluster.client.list_jobs(namespace="default") == []
+
+
+def test_a_refused_fill_leaves_nothing(
+    cluster: Cluster, dataset: DatasetSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = cluster.client.custom_api
+    original = api.create_namespaced_custom_object
+
+    def refuse(group: str, *more: Any, **options: Any) -> Any:
+        if group == "batch" and not options:
+            raise ApiException(status=403, reason="Forbidden: quota exceeded")
+        return original(group, *more, **options)
+
+    monkeypatch.setattr(api, "create_namespaced_custom_object", refuse)
+    storage = Storage(mode="read-only-many", reuse=True)
+    with pytest.raises(JobError, match=r"refused the Job 'inputs-.*quota exceeded"):
+        _train(cluster, "docs", dataset.source, dataset, storage=storage)
+    assert cluster.client.list_jobs(namespace="default") == []
+    assert _claims(cluster) == {}
 
 
 def test_a_job_that_the_user_suspended_stays_so(

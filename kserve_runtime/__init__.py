@@ -6,18 +6,24 @@ names. It runs on the KServe SDK (data plane, model repository, REST server); th
 ours, because those of the SDK can't be imported without vLLM.
 
     args        command line → Settings
-    sources     where the base model is; adapter SOURCE → folder and digest
+    sources     where the base model is; adapter SOURCE → folder, digest, fingerprint
     listener    the socket
     engine      the Protocol of an engine, and the values that pass through it
-    transformers_engine    the engine on transformers: its thread and its batch
+    transformers_engine    the engine on transformers: its thread and its queue
+        running_batch    the rows that are generated together
         base_model, adapter_files    folders → a model, and checked LoRA weights
         lora        many adapters in one batch
         kv_batch    keys and values of rows that join and leave
         row, sampling, detokenizer    one request: its tokens, their choice, their text
     tokenizer   text and messages → tokens
-    schemas, prompts    the OpenAI protocol's requests → the engine's
-    streams, answers    the engine's chunks → the OpenAI protocol's answers
-    catalogue, errors, openai_routes    names, errors and routes of the OpenAI protocol
+    catalogue   names → the base model and adapters, at any moment
+    loading, watching    adapters come, change and go while requests run
+    keys, gate  who may ask, how much, and who may change adapters
+    metrics     what Prometheus is told
+    schemas, prompts, blends    the OpenAI protocol's requests → the engine's
+    streams, answers, tool_calls    the engine's chunks → the OpenAI protocol's answers
+    routing, errors    what all routes share
+    openai_routes, adapter_routes, metric_routes, page    the routes
     server      KServe's server with our routes; readiness, drain
 
 It must not train, must not write to the model's folder, and must not load pickled weights.

@@ -7,17 +7,20 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kserve_runtime.args import Settings, parse_args
-from kserve_runtime.listener import bind
-from kserve_runtime.sources import FetchedAdapter, check_base_model, fetch_adapter
+from kserve_runtime.keys import KeyFile, Limits
+from kserve_runtime.listener import bind, is_loopback
+from kserve_runtime.sources import check_base_model, fingerprint
 from peftjob.errors import PeftJobError, UsageError, exit_with, run_main
 
 if TYPE_CHECKING:
+    from kserve_runtime.catalogue import Catalogue
     from kserve_runtime.tokenizer import PromptTokenizer
     from kserve_runtime.transformers_engine import TransformersEngine
 
@@ -37,38 +40,71 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def _run(settings: Settings) -> None:
     with ExitStack() as stack:
+        limits = Limits(concurrent=settings.key_concurrent, per_minute=settings.key_per_minute)
+        keys = KeyFile(settings.api_keys, limits) if settings.api_keys else None
+        admin_keys = KeyFile(settings.admin_keys, Limits()) if settings.admin_keys else None
         listener = stack.enter_context(bind(settings.host, settings.http_port))
         check_base_model(settings.model_dir)
         cache = stack.enter_context(_adapter_cache(settings.adapter_dir))
-        fetched = [
-            fetch_adapter(adapter, cache, insecure=settings.insecure)
-            for adapter in settings.adapters
-        ]
+        for adapter in settings.adapters:
+            # A source that gives nothing need not wait for the base model either.
+            fingerprint(adapter, cache, insecure=settings.insecure)
         # Imported here, because they take seconds, which a wrong argument need not cost.
-        from kserve_runtime.catalogue import Catalogue, Model
+        from kserve_runtime.adapter_routes import AdapterRoutes
+        from kserve_runtime.gate import Gate
+        from kserve_runtime.loading import AdapterLoader
+        from kserve_runtime.metric_routes import MetricRoutes
+        from kserve_runtime.metrics import Metrics
         from kserve_runtime.openai_routes import OpenAIRoutes
+        from kserve_runtime.page import PageRoute
         from kserve_runtime.server import serve
+        from kserve_runtime.watching import Watch
 
-        engine, tokenizer = _load(settings, fetched)
+        engine, tokenizer, catalogue = _load_base(settings)
         stack.callback(engine.close)
-        catalogue = Catalogue(
-            base=settings.model_name,
-            models={
-                settings.model_name: Model(None, settings.model_name),
-                **{adapter.name: Model(adapter.name, adapter.root) for adapter in fetched},
-            },
-            created=int(time.time()),
+        metrics = Metrics(settings.model_name)
+        metrics.watch_engine(engine)
+        loader = AdapterLoader(
+            engine, tokenizer, catalogue, metrics, cache=cache, insecure=settings.insecure
         )
-        routes = OpenAIRoutes(engine, tokenizer, catalogue, max_new_tokens=settings.max_new_tokens)
-        serve(listener, engine, routes, names=catalogue.names(), drain_s=settings.drain_s)
+        for adapter in settings.adapters:
+            loader.load(adapter)
+        watch = Watch(
+            loader,
+            catalogue,
+            folder=settings.adapters_folder,
+            strengths=settings.folder_strengths,
+            interval_s=settings.watch_interval_s,
+        )
+        stack.callback(watch.close)
+        watch.start()
+        openai = OpenAIRoutes(
+            engine,
+            tokenizer,
+            catalogue,
+            metrics,
+            max_new_tokens=settings.max_new_tokens,
+            max_prompt_tokens=settings.max_prompt_tokens,
+            deadline_s=settings.deadline_s,
+        )
+        gate = partial(
+            Gate,
+            metrics=metrics,
+            keys=keys,
+            admin_keys=admin_keys,
+            open_metrics=settings.open_metrics,
+            loopback=is_loopback(listener),
+        )
+        adapters = AdapterRoutes(loader, catalogue, metrics)
+        routes = (openai, adapters, MetricRoutes(metrics), PageRoute())
+        serve(listener, engine, catalogue, routes, gate=gate, drain_s=settings.drain_s)
 
 
-def _load(
-    settings: Settings, adapters: Sequence[FetchedAdapter]
-) -> "tuple[TransformersEngine, PromptTokenizer]":
+def _load_base(settings: Settings) -> "tuple[TransformersEngine, PromptTokenizer, Catalogue]":
     from transformers.utils import logging as transformers_logging
 
     from kserve_runtime.base_model import load_base_model
+    from kserve_runtime.catalogue import Catalogue, Model
     from kserve_runtime.tokenizer import PromptTokenizer
     from kserve_runtime.transformers_engine import TransformersEngine
 
@@ -77,31 +113,29 @@ def _load(
     tokenizer = PromptTokenizer(settings.model_dir)
     base = load_base_model(settings.model_dir, dtype=settings.dtype)
     base.check_vocabulary(tokenizer.vocab_size)
-    engine = TransformersEngine(base, tokenizer.decode, batch_rows=settings.batch_rows)
+    engine = TransformersEngine(
+        base,
+        tokenizer.decode,
+        batch_rows=settings.batch_rows,
+        queue_rows=settings.queue_rows,
+        adapter_slots=settings.max_adapters_loaded,
+    )
     try:
         engine.warm_up()
-        log.info(
-            "base model %s loaded in %.1f s: %s on %s, context of %d tokens",
-            settings.model_name,
-            time.monotonic() - begin,
-            str(base.module.dtype).removeprefix("torch."),
-            base.device,
-            base.context_tokens,
-        )
-        for adapter in adapters:
-            tokenizer.use_adapter(adapter.name, adapter.folder)
-            info = engine.load_adapter(adapter.name, adapter.folder)
-            log.info(
-                "adapter %s loaded: rank %d, %d modules, %s",
-                info.name,
-                info.rank,
-                info.modules,
-                adapter.digest,
-            )
     except BaseException:
         engine.close()
         raise
-    return engine, tokenizer
+    log.info(
+        "base model %s loaded in %.1f s: %s on %s, context of %d tokens",
+        settings.model_name,
+        time.monotonic() - begin,
+        str(base.module.dtype).removeprefix("torch."),
+        base.device,
+        base.context_tokens,
+    )
+    name = settings.model_name
+    model = Model(name=name, template=tokenizer.template, root=name, created=int(time.time()))
+    return engine, tokenizer, Catalogue(model)
 
 
 @contextmanager

@@ -22,6 +22,10 @@ from peftjob.errors import ModelError
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+MAX_WEIGHT = 1e12
+"""In a batch an adapter's update may be computed for a row that doesn't use it, and multiplied with
+0; only of finite values is that 0."""
+
 _KEY = re.compile(r"^base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight$")
 
 _UNMIXABLE = {
@@ -53,12 +57,20 @@ class LoraPair:
         return self.a.shape[0]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
 class AdapterFiles:
-    """An adapter as read: its update of each module, by the module's path in the base model."""
+    """An adapter as read: its update of each module, by the module's path in the base model.
+
+    Equal only to itself: two versions of an adapter may be in use at once.
+    """
 
     name: str
     pairs: Mapping[str, LoraPair]
+
+    @property
+    def modules(self) -> int:
+        """Number of projections that it changes."""
+        return len(self.pairs)
 
     @property
     def rank(self) -> int:
@@ -87,6 +99,11 @@ def read_adapter(name: str, folder: Path, model: nn.Module) -> AdapterFiles:
             raise ModelError(
                 f"adapter {name!r} holds the tensor {key!r}, which is no LoRA weight; expected are "
                 "base_model.model.<module>.lora_A.weight and lora_B.weight only"
+            )
+        if not bool(tensor.abs().max() < MAX_WEIGHT):
+            raise ModelError(
+                f"adapter {name!r}: {key!r} holds values that are not finite, or not below "
+                f"{MAX_WEIGHT:g}; train it again, with a lower learning rate"
             )
         halves.setdefault(match["module"], {})[match["side"]] = tensor
     if not halves:

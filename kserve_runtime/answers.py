@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from kserve_runtime.catalogue import Model
 from kserve_runtime.detokenizer import Detokenizer
 from kserve_runtime.engine import Chunk, FinishReason, ScoredToken
 from kserve_runtime.tokenizer import PromptTokenizer
+from kserve_runtime.tool_calls import Piece, ToolCall, ToolCallReader
 
 Json = dict[str, Any]
 
@@ -59,23 +61,65 @@ def usage(prompt_tokens: int, completion_tokens: int) -> Json:
     }
 
 
-def chat_choice(index: int, answer: Answer, logprobs: Json | None) -> Json:
+def chat_choice(
+    index: int, answer: Answer, logprobs: Json | None, tools: ToolCallReader | None
+) -> Json:
+    """`tools`: what reads calls of tools out of the text; None where there are no tools."""
+    message: Json = {"role": "assistant", "content": answer.text, "refusal": None}
+    if tools is not None:
+        begun, ended = tools.push(answer.text), tools.finish()
+        message["content"] = begun.text + ended.text
+        if calls := (*begun.calls, *ended.calls):
+            message["content"] = message["content"].strip() or None
+            message["tool_calls"] = [_tool_call(call) for call in calls]
     return {
         "index": index,
-        "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        "message": message,
         "logprobs": logprobs,
-        "finish_reason": answer.finish_reason,
+        "finish_reason": _finish_reason(answer.finish_reason, tools),
     }
 
 
+def words(chunk: Chunk, tools: ToolCallReader | None, *, calls_before: int) -> Json:
+    """The `delta` of a chunk; empty where it has nothing to show."""
+    if tools is None:
+        return {"content": chunk.text} if chunk.text or chunk.tokens else {}
+    piece = tools.push(chunk.text)
+    if chunk.finish_reason:
+        last = tools.finish()
+        piece = Piece(piece.text + last.text, (*piece.calls, *last.calls))
+    delta: Json = {"content": piece.text} if piece.text else {}
+    if piece.calls:
+        delta["tool_calls"] = [
+            {"index": calls_before + at, **_tool_call(call)} for at, call in enumerate(piece.calls)
+        ]
+    return delta
+
+
+def _tool_call(call: ToolCall) -> Json:
+    return {
+        "id": call.id,
+        "type": "function",
+        "function": {"name": call.name, "arguments": call.arguments},
+    }
+
+
+def _finish_reason(reason: FinishReason | None, tools: ToolCallReader | None) -> str | None:
+    return "tool_calls" if reason == "stop" and tools is not None and tools.found else reason
+
+
 def chat_delta(
-    index: int, delta: Json, logprobs: Json | None = None, finish_reason: str | None = None
+    index: int,
+    delta: Json,
+    logprobs: Json | None = None,
+    finish_reason: FinishReason | None = None,
+    tools: ToolCallReader | None = None,
 ) -> Json:
     return {
         "index": index,
         "delta": delta,
         "logprobs": logprobs,
-        "finish_reason": finish_reason,
+        "finish_reason": _finish_reason(finish_reason, tools),
     }
 
 
@@ -141,16 +185,32 @@ def _alternatives(token: ScoredToken, tokenizer: PromptTokenizer) -> dict[str, f
     return best
 
 
-def model_card(name: str, *, created: int, root: str, parent: str | None, context: int) -> Json:
+def model_card(model: Model, *, parent: str | None, context: int) -> Json:
     """An entry of GET /models. `name` and `ready` are KServe's, whose v1 route this one shadows."""
     return {
-        "id": name,
+        "id": model.name,
         "object": "model",
-        "created": created,
+        "created": model.created,
         "owned_by": "peftjob",
-        "root": root,
+        "root": model.root,
         "parent": parent,
         "max_model_len": context,
-        "name": name,
+        "name": model.name,
         "ready": True,
+    }
+
+
+def adapter_card(model: Model, *, watched: bool) -> Json:
+    """An entry of GET /adapters."""
+    assert model.adapter is not None
+    return {
+        "id": model.name,
+        "object": "adapter",
+        "created": model.created,
+        "source": model.root,
+        "digest": model.digest,
+        "strength": model.strength,
+        "watch": watched,
+        "rank": model.adapter.rank,
+        "modules": model.adapter.modules,
     }

@@ -1,19 +1,16 @@
 """The command line → Settings. Names with underscores are KServe's conventions."""
 
 import argparse
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, NoReturn, get_args
 
-from kserve_runtime.sources import AdapterSource
+from kserve_runtime.sources import AdapterSource, check_name, check_strength
 from peftjob.contract import MOUNTED_MODEL_DIR
 from peftjob.errors import UsageError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-
-_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,12 +22,27 @@ class Settings:
     adapters: tuple[AdapterSource, ...] = ()
     adapter_dir: Path | None = None
     """Where adapters are fetched to; None is a temporary folder, removed at the end."""
+    adapters_folder: Path | None = None
+    """Each folder in it is an adapter, which comes and goes with it."""
+    folder_strengths: Mapping[str, float] = field(default_factory=dict)
+    """Of adapters in that folder, where not 1."""
+    watch_interval_s: float = 30.0
+    max_adapters_loaded: int = 8
     insecure: bool = False
     host: str = "127.0.0.1"
     http_port: int = 8080
     """0 takes a free one."""
     max_new_tokens: int = 4096
+    max_prompt_tokens: int | None = None
+    """None is what the context holds."""
+    deadline_s: float = 600.0
     batch_rows: int = 16
+    queue_rows: int = 256
+    api_keys: Path | None = None
+    admin_keys: Path | None = None
+    key_concurrent: int | None = None
+    key_per_minute: int | None = None
+    open_metrics: bool = False
     drain_s: int = 25
     dtype: Dtype = "auto"
     debug: bool = False
@@ -48,11 +60,18 @@ def parse_args(argv: Sequence[str]) -> Settings:
         UsageError: one line about the first thing that is wrong.
     """
     args = _make_parser().parse_args(argv)
-    if not _NAME.match(args.model_name):
+    check_name(args.model_name)
+    if args.api_keys is None and (args.key_concurrent or args.key_per_minute):
+        raise UsageError("--key_concurrent and --key_per_minute go with --api_keys FILE only")
+    strengths = _parse_strengths(args.adapter_strengths)
+    adapters = tuple(
+        replace(adapter, strength=strengths.pop(adapter.name, 1.0), watch=args.watch)
+        for adapter in map(_parse_adapter, args.adapter)
+    )
+    if strengths and args.adapters_folder is None:
         raise UsageError(
-            f"--model_name {args.model_name!r} is no model name: letters, digits, '.', '_', '-'"
+            f"--adapter_strengths names {', '.join(strengths)}, but no --adapter bears that name"
         )
-    adapters = tuple(_parse_adapter(text) for text in args.adapter)
     names = [args.model_name, *(adapter.name for adapter in adapters)]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice:
@@ -64,11 +83,23 @@ def parse_args(argv: Sequence[str]) -> Settings:
         model_dir=args.model_dir,
         adapters=adapters,
         adapter_dir=args.adapter_dir,
+        adapters_folder=args.adapters_folder,
+        folder_strengths=strengths,
+        watch_interval_s=args.watch_interval_s,
+        max_adapters_loaded=args.max_adapters_loaded,
         insecure=args.insecure_registry,
         host=args.host,
         http_port=args.http_port,
         max_new_tokens=args.max_new_tokens_limit,
+        max_prompt_tokens=args.max_prompt_tokens_limit,
+        deadline_s=args.request_timeout_s,
         batch_rows=args.max_batch_rows,
+        queue_rows=args.max_queued,
+        api_keys=args.api_keys,
+        admin_keys=args.admin_keys,
+        key_concurrent=args.key_concurrent,
+        key_per_minute=args.key_per_minute,
+        open_metrics=args.open_metrics,
         drain_s=args.drain_timeout_s,
         dtype=args.dtype,
         debug=args.debug,
@@ -99,6 +130,36 @@ def _make_parser() -> argparse.ArgumentParser:
         "oci-layout:///folder@sha256:…, file:///folder or hf://org/name; may be given again",
     )
     parser.add_argument(
+        "--adapter_strengths",
+        default="",
+        metavar="NAME=N,…",
+        help="strength of adapters where a request names none; 1 for those not listed; may be "
+        "empty, as an annotation that is not there",
+    )
+    parser.add_argument(
+        "--adapters_folder",
+        type=Path,
+        help="folder whose folders are adapters, which come, change and go with it",
+    )
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="load the adapters given with --adapter again when their tags or files change",
+    )
+    parser.add_argument(
+        "--watch_interval_s",
+        type=_between(1, 86_400),
+        default=30,
+        help="seconds between two looks at watched adapters and --adapters_folder",
+    )
+    parser.add_argument(
+        "--max_adapters_loaded",
+        type=_between(1, 1024),
+        default=8,
+        help="adapters that run at once, and the most that a request may blend; others wait in "
+        "memory and take the place of the least recently used",
+    )
+    parser.add_argument(
         "--adapter_dir",
         type=Path,
         help="folder that adapters are fetched to; without it a temporary one",
@@ -119,6 +180,48 @@ def _make_parser() -> argparse.ArgumentParser:
         type=_between(1, 1_000_000),
         default=4096,
         help="tokens that an answer may have at most",
+    )
+    parser.add_argument(
+        "--max_prompt_tokens_limit",
+        type=_between(1, 10_000_000),
+        help="tokens that a prompt may have at most; without it what the context holds",
+    )
+    parser.add_argument(
+        "--request_timeout_s",
+        type=_between(1, 86_400),
+        default=600,
+        help="seconds that an answer may take, the time in the queue included",
+    )
+    parser.add_argument(
+        "--max_queued",
+        type=_between(0, 100_000),
+        default=256,
+        help="requests that may wait; more are told to try again (429)",
+    )
+    parser.add_argument(
+        "--api_keys",
+        type=Path,
+        metavar="FILE",
+        help="keys that all requests but health probes need, one a line, with concurrent=N and "
+        "per_minute=N after a key that has limits of its own; read again when it changes",
+    )
+    parser.add_argument(
+        "--admin_keys",
+        type=Path,
+        metavar="FILE",
+        help="keys that loading and unloading adapters needs, good for all other requests too; "
+        "without any keys, everybody may who can reach a loopback address",
+    )
+    parser.add_argument(
+        "--key_concurrent", type=_between(1, 100_000), help="requests that a key may have at once"
+    )
+    parser.add_argument(
+        "--key_per_minute", type=_between(1, 1_000_000), help="requests that a key has a minute"
+    )
+    parser.add_argument(
+        "--open_metrics",
+        action="store_true",
+        help="let Prometheus read /metrics without a key",
     )
     parser.add_argument(
         "--max_batch_rows",
@@ -156,9 +259,24 @@ def _between(low: int, high: int) -> Callable[[str], int]:
 
 def _parse_adapter(text: str) -> AdapterSource:
     name, equals, source = text.partition("=")
-    if not equals or not _NAME.match(name) or "://" not in source:
+    if not equals or "://" not in source:
         raise UsageError(
             f"--adapter {text!r} is not NAME=SOURCE; write for example "
             "support=oci://registry.example.com/team/support@sha256:…"
         )
     return AdapterSource(name, source)
+
+
+def _parse_strengths(text: str) -> dict[str, float]:
+    strengths = {}
+    for item in filter(None, (item.strip() for item in text.split(","))):
+        name, _, value = item.partition("=")
+        try:
+            strengths[name.strip()] = float(value)
+        except ValueError as err:
+            raise UsageError(
+                f"--adapter_strengths {text!r}: {item!r} is not NAME=NUMBER; write for example "
+                "support=0.7,style=1"
+            ) from err
+        check_strength(name, strengths[name.strip()])
+    return strengths

@@ -50,16 +50,19 @@ class StopTexts:
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
+        self.rest = ""
+        """What came after the stop text, in the same piece."""
 
     def push(self, text: str) -> str:
         """Take text; return what may be shown. Sets `found` where a stop text is complete."""
         if not self._stops or self.found:
             return "" if self.found else text
         self._held += text
-        places = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        places = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if places:
+            at, stop = min(places)
             self.found = True
-            shown, self._held = self._held[: min(places)], ""
+            shown, self.rest, self._held = self._held[:at], self._held[at + len(stop) :], ""
             return shown
         keep = max(_overlap(self._held, stop) for stop in self._stops)
         cut = len(self._held) - keep

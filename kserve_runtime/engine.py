@@ -3,7 +3,7 @@
 The routes know this Protocol and nothing of what stands behind it. May import peftjob.errors.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -40,13 +40,41 @@ class Sampling:
     """Alternatives to report for each token, with its own log-probability; None reports none."""
 
 
+class LoadedAdapter(Protocol):
+    """An adapter in an engine. Who holds one can use it, also when another has taken its name."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rank(self) -> int:
+        """The highest of its modules' ranks."""
+        ...
+
+    @property
+    def modules(self) -> int:
+        """Number of projections that it changes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An adapter's part in a mix: its update, times `strength`, is added to the base model's."""
+
+    adapter: LoadedAdapter
+    strength: float = 1.0
+
+
+Mix = tuple[Share, ...]
+"""The adapters that a request is answered with, each at most once; () is the base model."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """A prompt, the adapter to answer with, and how."""
+    """A prompt, the adapters to answer with, and how."""
 
     prompt: tuple[int, ...]
-    adapter: str | None
-    """Name of a loaded adapter; None is the base model."""
+    mix: Mix = ()
     sampling: Sampling
     prompt_logprobs: bool = False
     """Score the prompt's tokens too; they come in the first chunk."""
@@ -77,17 +105,8 @@ class Chunk:
     """Those tokens without an ending one; empty unless log-probabilities were asked for."""
     prompt_tokens: tuple[ScoredToken, ...] = ()
     finish_reason: FinishReason | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterInfo:
-    """A loaded adapter."""
-
-    name: str
-    rank: int
-    """The highest of its modules' ranks."""
-    modules: int
-    """Number of projections that it changes."""
+    queued_s: float | None = None
+    """How long the request has waited for its place; in the first chunk."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,8 +119,25 @@ class Capacity:
     """Requests that run at once."""
     queue_rows: int
     """Requests that may wait."""
+    adapter_slots: int
+    """Adapters that run at once, and so the most that one request may blend."""
     default_sampling: dict[str, float] = field(default_factory=dict)
     """temperature, top_p and top_k that the model's own generation config recommends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """What an engine is doing at a moment."""
+
+    running: Sequence[tuple[Mix, int]]
+    """The requests in the batch: what each is answered with, and the tokens it has so far."""
+    waiting: int
+    """Requests in the queue."""
+    kv_tokens: int
+    """Tokens that keys and values are held for, padding included."""
+    in_slots: Sequence[LoadedAdapter]
+    page_ins: int
+    """How often an adapter was brought into a slot, from the beginning."""
 
 
 class Engine(Protocol):
@@ -110,21 +146,28 @@ class Engine(Protocol):
     @property
     def capacity(self) -> Capacity: ...
 
-    def adapters(self) -> tuple[AdapterInfo, ...]:
+    def adapters(self) -> Sequence[LoadedAdapter]:
         """The loaded adapters, in the order in which they were loaded."""
         ...
 
-    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
-        """Load the adapter in `folder` under `name`, all or nothing.
+    def load_adapter(self, name: str, folder: Path) -> LoadedAdapter:
+        """Load the adapter in `folder`, all or nothing, while requests run.
+
+        Names may repeat: a new version is loaded beside the old one, and the old one unloaded.
 
         Raises:
             ModelError: it is no adapter, doesn't fit the base model, or can't be mixed.
-            ConflictError: the name is taken.
         """
         ...
 
+    def unload_adapter(self, adapter: LoadedAdapter) -> None:
+        """Let go of an adapter; requests that were made with it are answered with it to the end."""
+        ...
+
+    def usage(self) -> Usage: ...
+
     def generate(self, request: Request) -> AsyncIterator[Chunk]:
-        """Answer a request. Closing the iterator frees its place in the batch.
+        """Answer a request. Closing the iterator frees its place in the batch or the queue.
 
         Raises:
             EngineBusyError: the queue is full.

@@ -1,10 +1,12 @@
 """Errors as OpenAI's clients expect them: {"error": {message, type, param, code}}."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
+
+from peftjob.errors import ConflictError, NotFoundError, PeftJobError, RetryableError, UsageError
 
 RETRY_AFTER_S = 1
 """A full queue moves within about a second."""
@@ -21,16 +23,17 @@ class ApiError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self._headers = headers
         self.body: dict[str, Any] = {
             "error": {"message": message, "type": kind, "param": param, "code": code}
         }
 
     def to_response(self) -> JSONResponse:
-        headers = {"Retry-After": str(RETRY_AFTER_S)} if self.status == 429 else None
-        return JSONResponse(self.body, status_code=self.status, headers=headers)
+        return JSONResponse(self.body, status_code=self.status, headers=self._headers)
 
 
 def model_not_found(name: str, known: Sequence[str]) -> ApiError:
@@ -67,7 +70,33 @@ def invalid_request(err: ValidationError) -> ApiError:
 
 
 def busy(message: str) -> ApiError:
-    return ApiError(429, f"{message}; try again", kind="rate_limit_error", code="queue_full")
+    return ApiError(
+        429,
+        f"{message}; try again",
+        kind="rate_limit_error",
+        code="queue_full",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
+def late(message: str) -> ApiError:
+    return ApiError(504, message, kind="server_error", code="deadline_exceeded")
+
+
+_STATUS: tuple[tuple[type[PeftJobError], int], ...] = (
+    (UsageError, 400),
+    (NotFoundError, 404),
+    (ConflictError, 409),
+    (RetryableError, 503),
+    (PeftJobError, 422),
+)
+
+
+def refused(err: PeftJobError) -> ApiError:
+    """What an administrator is told of an adapter that can't be loaded or unloaded."""
+    status = next(status for kind, status in _STATUS if isinstance(err, kind))
+    retry = {"Retry-After": str(RETRY_AFTER_S)} if status == 503 else None
+    return ApiError(status, str(err), code="adapter_refused", headers=retry)
 
 
 def failed(message: str) -> ApiError:

@@ -1,5 +1,6 @@
 """The socket that the server answers on."""
 
+import ipaddress
 import socket
 
 from peftjob.errors import UsageError
@@ -32,3 +33,8 @@ def url_of(listener: socket.socket) -> str:
     """Where clients find it."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,19 +1,13 @@
 """The OpenAI protocol over an Engine: models, chat completions and completions, streamed or not."""
 
 import json
-import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from uuid import uuid4
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
-from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 
-from kserve_runtime import engine as engines
 from kserve_runtime.answers import (
     Answer,
     Envelope,
@@ -25,50 +19,25 @@ from kserve_runtime.answers import (
     completion_logprobs,
     model_card,
     usage,
+    words,
 )
-from kserve_runtime.catalogue import Catalogue
-from kserve_runtime.errors import ApiError, busy, failed, invalid_request
+from kserve_runtime.blends import Voice, resolve
+from kserve_runtime.catalogue import Catalogue, Model
+from kserve_runtime.engine import Chunk, Engine, EngineFailedError
+from kserve_runtime.engine import Request as EngineRequest
+from kserve_runtime.metrics import Metrics
 from kserve_runtime.prompts import PromptReader
+from kserve_runtime.routing import PREFIXES, guarded_route, read_body, to_api_error
 from kserve_runtime.schemas import ChatCompletionRequest, CompletionRequest
-from kserve_runtime.streams import ClientGoneError, merge, while_connected
+from kserve_runtime.streams import (
+    ClientGoneError,
+    DeadlineError,
+    merge,
+    until_deadline,
+    while_connected,
+)
 from kserve_runtime.tokenizer import PromptTokenizer
-
-log = logging.getLogger(__name__)
-
-PREFIXES = ("/openai/v1", "/v1")
-"""KServe's prefix, and the one that most clients assume."""
-
-MAX_BODY_BYTES = 16 * 2**20
-"""Far above any context; keeps one request from filling the memory."""
-
-CLIENT_GONE = 499
-"""nginx's status for a client that didn't wait; nobody reads it but a log."""
-
-Body = TypeVar("Body", bound=BaseModel)
-
-
-class OpenAIRoute(APIRoute):
-    """A route whose errors have OpenAI's shape, whatever happens."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def guarded(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except ApiError as err:
-                return err.to_response()
-            except engines.EngineBusyError as err:
-                return busy(str(err)).to_response()
-            except engines.EngineFailedError as err:
-                return failed(str(err)).to_response()
-            except (ClientGoneError, ClientDisconnect):
-                return Response(status_code=CLIENT_GONE)
-            except Exception as err:
-                log.exception("%s %s failed", request.method, request.url.path)
-                return failed(f"{type(err).__name__} in the server; see its log").to_response()
-
-        return guarded
+from kserve_runtime.tool_calls import ToolCallReader
 
 
 class OpenAIRoutes:
@@ -76,20 +45,32 @@ class OpenAIRoutes:
 
     def __init__(
         self,
-        engine: engines.Engine,
+        engine: Engine,
         tokenizer: PromptTokenizer,
         catalogue: Catalogue,
+        metrics: Metrics,
         *,
         max_new_tokens: int,
+        max_prompt_tokens: int | None = None,
+        deadline_s: float,
     ) -> None:
+        """The limits are those of one request; `deadline_s` is for its whole answer, the time in
+        the queue included."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._catalogue = catalogue
-        self._prompts = PromptReader(engine.capacity, tokenizer, max_new_tokens=max_new_tokens)
+        self._metrics = metrics
+        self._deadline_s = deadline_s
+        self._prompts = PromptReader(
+            engine.capacity,
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            max_prompt_tokens=max_prompt_tokens,
+        )
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; those added first win over KServe's own `/v1/models`."""
-        router = APIRouter(route_class=OpenAIRoute, tags=["OpenAI"])
+        router = APIRouter(route_class=guarded_route(self._metrics), tags=["OpenAI"])
         router.add_api_route("/models", self.list_models, methods=["GET"])
         router.add_api_route("/models/{name:path}", self.get_model, methods=["GET"])
         router.add_api_route("/chat/completions", self.chat, methods=["POST"])
@@ -99,29 +80,32 @@ class OpenAIRoutes:
 
     async def list_models(self) -> Response:
         return JSONResponse(
-            {"object": "list", "data": [self._card(name) for name in self._catalogue.names()]}
+            {"object": "list", "data": [self._card(model) for model in self._catalogue.models()]}
         )
 
     async def get_model(self, name: str) -> Response:
-        self._catalogue.find(name)
-        return JSONResponse(self._card(name))
+        return JSONResponse(self._card(self._catalogue.find(name)))
 
     async def chat(self, http: Request) -> Response:
-        body = await _read(http, ChatCompletionRequest)
-        model = self._catalogue.find(body.model)
-        requests = self._prompts.from_chat(body, model.adapter)
+        body = await read_body(http, ChatCompletionRequest)
+        voice = self._resolve(body)
+        requests = self._prompts.from_chat(body, voice)
         prompt_tokens = len(requests[0].prompt)
-        stream = merge([self._engine.generate(request) for request in requests])
+        stream = self._answer(requests, voice, prompt_tokens)
         envelope = _envelope("chatcmpl", "chat.completion", body.model)
+
+        tools = [ToolCallReader() if body.callable_tools else None for _ in requests]
+        calls = [0] * len(requests)
 
         def choice(index: int, answer: Answer) -> Json:
             scores = chat_logprobs(answer.tokens, self._tokenizer) if body.logprobs else None
-            return chat_choice(index, answer, scores)
+            return chat_choice(index, answer, scores, tools[index])
 
-        def delta(index: int, chunk: engines.Chunk) -> Json:
+        def delta(index: int, chunk: Chunk) -> Json:
             scores = chat_logprobs(chunk.tokens, self._tokenizer) if body.logprobs else None
-            words = {"content": chunk.text} if chunk.text or chunk.tokens else {}
-            return chat_delta(index, words, scores, chunk.finish_reason)
+            shown = words(chunk, tools[index], calls_before=calls[index])
+            calls[index] += len(shown.get("tool_calls", ()))
+            return chat_delta(index, shown, scores, chunk.finish_reason, tools[index])
 
         if not body.stream:
             return await _answer_whole(http, envelope, stream, len(requests), prompt_tokens, choice)
@@ -136,11 +120,11 @@ class OpenAIRoutes:
         )
 
     async def complete(self, http: Request) -> Response:
-        body = await _read(http, CompletionRequest)
-        model = self._catalogue.find(body.model)
-        prompts, requests = self._prompts.from_completion(body, model.adapter)
+        body = await read_body(http, CompletionRequest)
+        voice = self._resolve(body)
+        prompts, requests = self._prompts.from_completion(body, voice)
         prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
-        stream = merge([self._engine.generate(request) for request in requests])
+        stream = self._answer(requests, voice, prompt_tokens)
         envelope = _envelope("cmpl", "text_completion", body.model)
 
         def choice(index: int, answer: Answer) -> Json:
@@ -152,7 +136,7 @@ class OpenAIRoutes:
 
         offsets = [0] * len(requests)
 
-        def delta(index: int, chunk: engines.Chunk) -> Json:
+        def delta(index: int, chunk: Chunk) -> Json:
             scores = None
             if body.logprobs is not None:
                 scores = completion_logprobs(
@@ -168,13 +152,22 @@ class OpenAIRoutes:
             http, envelope, stream, delta, [], prompt_tokens if with_usage else None
         )
 
-    def _card(self, name: str) -> Json:
-        model = self._catalogue.find(name)
+    def _resolve(self, body: ChatCompletionRequest | CompletionRequest) -> Voice:
+        slots = self._engine.capacity.adapter_slots
+        return resolve(body.model, body.adapters, self._catalogue, slots=slots)
+
+    def _answer(
+        self, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int
+    ) -> AsyncGenerator[tuple[int, Chunk]]:
+        """The chunks of all answers, within the deadline, and measured."""
+        stream = merge([self._engine.generate(request) for request in requests])
+        stream = until_deadline(stream, self._deadline_s)
+        return self._metrics.measured(stream, voice.mix, prompt_tokens=prompt_tokens)
+
+    def _card(self, model: Model) -> Json:
         return model_card(
-            name,
-            created=self._catalogue.created,
-            root=model.root,
-            parent=self._catalogue.base if model.adapter else None,
+            model,
+            parent=self._catalogue.base.name if model.adapter else None,
             context=self._engine.capacity.context_tokens,
         )
 
@@ -182,7 +175,7 @@ class OpenAIRoutes:
 async def _answer_whole(
     http: Request,
     envelope: Envelope,
-    stream: AsyncGenerator[tuple[int, engines.Chunk]],
+    stream: AsyncGenerator[tuple[int, Chunk]],
     count: int,
     prompt_tokens: int,
     choice: Callable[[int, Answer], Json],
@@ -198,8 +191,8 @@ async def _answer_whole(
 async def _answer_streaming(
     http: Request,
     envelope: Envelope,
-    stream: AsyncGenerator[tuple[int, engines.Chunk]],
-    delta: Callable[[int, engines.Chunk], Json],
+    stream: AsyncGenerator[tuple[int, Chunk]],
+    delta: Callable[[int, Chunk], Json],
     opening: Sequence[Json],
     usage_of_prompt: int | None,
 ) -> Response:
@@ -229,8 +222,10 @@ async def _answer_streaming(
             yield b"data: [DONE]\n\n"
         except ClientGoneError:
             return
-        except engines.EngineFailedError as err:
-            yield _event(failed(str(err)).body)
+        except (EngineFailedError, DeadlineError) as err:
+            error = to_api_error(err)
+            if error is not None:
+                yield _event(error.body)
         finally:
             await chunks.aclose()
 
@@ -245,16 +240,3 @@ def _event(data: Json) -> bytes:
 
 def _envelope(prefix: str, kind: str, model: str) -> Envelope:
     return Envelope(id=f"{prefix}-{uuid4().hex}", kind=kind, created=int(time.time()), model=model)
-
-
-async def _read(http: Request, schema: type[Body]) -> Body:
-    body = bytearray()
-    async for part in http.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes")
-    try:
-        # Pydantic's own reader also refuses what no tokenizer takes, such as half a surrogate pair.
-        return schema.model_validate_json(bytes(body))
-    except ValidationError as err:
-        raise invalid_request(err) from err

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from kserve_runtime.blends import Voice
 from kserve_runtime.engine import Capacity, Request, Sampling
 from kserve_runtime.errors import ApiError, context_exceeded
 from kserve_runtime.schemas import ChatCompletionRequest, CompletionRequest
@@ -23,14 +24,24 @@ class PromptReader:
     """Reads requests for one base model."""
 
     def __init__(
-        self, capacity: Capacity, tokenizer: PromptTokenizer, *, max_new_tokens: int
+        self,
+        capacity: Capacity,
+        tokenizer: PromptTokenizer,
+        *,
+        max_new_tokens: int,
+        max_prompt_tokens: int | None = None,
     ) -> None:
-        """`max_new_tokens`: the server's limit on an answer's length."""
+        """
+        Args:
+            max_new_tokens: the server's limit on an answer's length.
+            max_prompt_tokens: the server's limit on a prompt's; None is the context alone.
+        """
         self._capacity = capacity
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
+        self._max_prompt_tokens = max_prompt_tokens
 
-    def from_chat(self, body: ChatCompletionRequest, adapter: str | None) -> list[Request]:
+    def from_chat(self, body: ChatCompletionRequest, voice: Voice) -> list[Request]:
         """One request a choice.
 
         Raises:
@@ -38,30 +49,34 @@ class PromptReader:
         """
         messages = [message.to_template() for message in body.messages]
         try:
-            tokens = self._tokenizer.encode_chat(messages, adapter)
+            tokens = self._tokenizer.encode_chat(
+                messages, voice.template, tools=body.callable_tools
+            )
         except PromptError as err:
             raise ApiError(400, str(err), param="messages") from err
+        self._check_choices(body.n)
         self._check_prompt(tokens, "messages")
         wanted = body.max_completion_tokens or body.max_tokens
         sampling = self._sampling(
             body,
             self._check_max_tokens(wanted),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-            stop_token_ids=self._tokenizer.turn_ends(adapter),
+            stop_token_ids=voice.template.turn_ends,
         )
         return [
-            Request(prompt=tuple(tokens), adapter=adapter, sampling=_nth(sampling, choice))
+            Request(prompt=tuple(tokens), mix=voice.mix, sampling=_nth(sampling, choice))
             for choice in range(body.n)
         ]
 
     def from_completion(
-        self, body: CompletionRequest, adapter: str | None
+        self, body: CompletionRequest, voice: Voice
     ) -> tuple[list[Prompt], list[Request]]:
         """The prompts, and `n` requests for each of them.
 
         Raises:
             ApiError: 400, with what is wrong.
         """
+        self._check_choices(body.n * len(body.prompts))
         prompts = [self._read_prompt(prompt, body) for prompt in body.prompts]
         sampling = self._sampling(
             body,
@@ -72,7 +87,7 @@ class PromptReader:
         requests = [
             Request(
                 prompt=tuple(prompt.tokens),
-                adapter=adapter,
+                mix=voice.mix,
                 sampling=_nth(sampling, choice),
                 prompt_logprobs=bool(body.echo) and body.logprobs is not None,
                 continues_text=True,
@@ -81,6 +96,16 @@ class PromptReader:
             for choice in range(body.n)
         ]
         return prompts, requests
+
+    def _check_choices(self, choices: int) -> None:
+        most = self._capacity.batch_rows + self._capacity.queue_rows
+        if choices > most:
+            # Never taken, however often it was tried again.
+            raise ApiError(
+                400,
+                f"n: {choices} answers at once are more than this server takes, {most}",
+                param="n",
+            )
 
     def _read_prompt(self, prompt: str | list[int], body: CompletionRequest) -> Prompt:
         if isinstance(prompt, str):
@@ -106,6 +131,13 @@ class PromptReader:
             raise ApiError(400, f"{param}: holds no tokens", param=param)
         if len(tokens) + room > self._capacity.context_tokens:
             raise context_exceeded(len(tokens), self._capacity.context_tokens, param=param)
+        if self._max_prompt_tokens is not None and len(tokens) > self._max_prompt_tokens:
+            raise ApiError(
+                400,
+                f"{param}: {len(tokens)} tokens are more than the {self._max_prompt_tokens} that "
+                "this server takes; shorten it",
+                param=param,
+            )
 
     def _check_max_tokens(self, wanted: int | None) -> int:
         if wanted is None:

@@ -1,7 +1,10 @@
 """A request on its way through the batch: what it has so far, and when it ends."""
 
+import time
 from collections.abc import Callable, Sequence
+from typing import cast
 
+from kserve_runtime.adapter_files import AdapterFiles
 from kserve_runtime.detokenizer import Decode, Detokenizer, StopTexts
 from kserve_runtime.engine import (
     Chunk,
@@ -27,6 +30,12 @@ class Row:
         deliver: Callable[[Chunk | Exception], None],
     ) -> None:
         self.request = request
+        self.mix = tuple(
+            (cast(AdapterFiles, share.adapter), share.strength) for share in request.mix
+        )
+        self.submitted = time.monotonic()
+        self.queued_s = 0.0
+        """From then until the engine's thread took it."""
         self.generator = make_generator(request.sampling.seed)
         self.last_token = -1
         self.finished = False
@@ -38,6 +47,19 @@ class Row:
         self._stops = StopTexts(request.sampling.stop)
         self._deliver = deliver
         self._count = 0
+
+    @property
+    def adapters(self) -> list[AdapterFiles]:
+        return [adapter for adapter, _ in self.mix]
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt and the answer so far."""
+        return len(self.request.prompt) + self._count
+
+    def begin(self) -> None:
+        """Note that the engine's thread has taken the request."""
+        self.queued_s = time.monotonic() - self.submitted
 
     def show_prompt(self, tokens: Sequence[ScoredToken]) -> None:
         """Deliver the prompt's scores."""

@@ -3,9 +3,12 @@
 A field that would change the answer and isn't honoured here is an error, never ignored in silence.
 """
 
+import json
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from kserve_runtime.sources import MAX_STRENGTH
 
 MAX_CHOICES = 16
 MAX_PROMPTS = 256
@@ -47,12 +50,39 @@ class Message(BaseModel):
         content = self.content
         if isinstance(content, list):
             content = "".join(part.text for part in content)
-        return {**self.model_dump(exclude={"content"}), "content": content or ""}
+        message = {**self.model_dump(exclude={"content"}), "content": content or ""}
+        if isinstance(calls := message.get("tool_calls"), list):
+            message["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
+        return message
+
+
+def _with_parsed_arguments(call: Any) -> Any:
+    """A tool call of an earlier answer: OpenAI has its arguments as JSON in a text, templates as
+    an object."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"])
+    except ValueError:
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+class AdapterShare(_Part):
+    """An adapter in a blend."""
+
+    name: str
+    strength: float | None = Field(default=None, ge=-MAX_STRENGTH, le=MAX_STRENGTH)
+    """None takes the adapter's own."""
 
 
 class _Generation(_Part):
     model: str
     """Name of the base model or of an adapter."""
+    adapters: list[AdapterShare] | None = None
+    """Not in OpenAI's protocol: answer with these instead of what `model` stands for; [] is the
+    base model."""
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     """Answers to give to each prompt."""
     temperature: float | None = Field(default=None, ge=0, le=2)
@@ -103,6 +133,21 @@ class ResponseFormat(_Part):
     type: Literal["text"]
 
 
+class Function(BaseModel):
+    """What a tool is. Further fields, its parameters' schema too, go to the chat template."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = Field(min_length=1)
+
+
+class Tool(_Part):
+    """A function that the model may call."""
+
+    type: Literal["function"]
+    function: Function
+
+
 class ChatCompletionRequest(_Generation):
     """POST /chat/completions."""
 
@@ -113,10 +158,22 @@ class ChatCompletionRequest(_Generation):
     """The newer name of max_tokens; wins over it."""
     logprobs: bool | None = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    tools: list[Tool] | None = Field(default=None, min_length=1)
+    """Handed to the chat template; see tool_calls for what is read back."""
+    tool_choice: Literal["auto", "none"] | None = None
+    """Nothing is forced here: the other choices are refused."""
+    parallel_tool_calls: Literal[True] | None = None
     response_format: ResponseFormat | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = None
     """Accepted, not used."""
+
+    @property
+    def callable_tools(self) -> list[dict[str, Any]]:
+        """The tools that the model is told of."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump() for tool in self.tools or ()]
 
     @model_validator(mode="after")
     def _top_goes_with_logprobs(self) -> Self:
@@ -163,3 +220,30 @@ class CompletionRequest(_Generation):
         if isinstance(self.prompt[0], int):
             return [self.prompt]
         return list(self.prompt)
+
+
+class _Loading(_Part):
+    strength: float = Field(default=1.0, ge=-MAX_STRENGTH, le=MAX_STRENGTH)
+    """Where a request names none."""
+    watch: bool = False
+    """Load it again when the tag, the branch or the files at the source change."""
+
+
+class LoadAdapterRequest(_Loading):
+    """POST /adapters."""
+
+    name: str
+    source: str
+
+
+class RepositoryParameters(_Loading):
+    """What KServe's repository API says of a model beside its name."""
+
+    source: str
+
+
+class RepositoryLoadRequest(_Part):
+    """POST /v2/repository/models/{name}/load."""
+
+    parameters: RepositoryParameters | None = None
+    """None takes what the name was loaded from before, and how."""

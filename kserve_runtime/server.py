@@ -1,14 +1,16 @@
 """KServe's REST server with our routes on it: readiness, drain.
 
-KServe's own data plane calls itself ready whatever happens, binds all interfaces, and takes any
-`load` and `unload` for done; the classes here mean what they say.
+KServe's own data plane calls itself ready whatever happens, binds all interfaces, and knows only
+the models it began with; the classes here mean what they say.
 """
 
 import logging
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+from fastapi import FastAPI
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady
 from kserve.model import BaseKServeModel
 from kserve.model_repository import ModelRepository
@@ -17,9 +19,9 @@ from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
 
+from kserve_runtime.catalogue import Catalogue
 from kserve_runtime.engine import Engine
 from kserve_runtime.listener import url_of
-from kserve_runtime.openai_routes import OpenAIRoutes
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +31,19 @@ BACKLOG = 2048
 APP = "kserve.model_server:app"
 
 
-EXPECTED = (
-    InvalidInput,
-    ModelNotFound,
-    ModelNotReady,
-    ServerNotLive,
-    ServerNotReady,
-    NotImplementedError,
-)
+EXPECTED = (InvalidInput, ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady)
+
+
+class Routes(Protocol):
+    """A group of routes."""
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add them before KServe's: the first of two routes for a path wins."""
+        ...
 
 
 class ServedModel(BaseKServeModel):  # type: ignore[misc]
-    """The base model or an adapter, as KServe's protocol sees it."""
+    """The base model or an adapter, as KServe's protocol sees it: ready while it can answer."""
 
     def __init__(self, name: str, engine: Engine) -> None:
         super().__init__(name)
@@ -51,16 +54,20 @@ class ServedModel(BaseKServeModel):  # type: ignore[misc]
         return self._runtime_engine.healthy()
 
 
-class FixedModels(ModelRepositoryExtension):  # type: ignore[misc]
-    """KServe's repository API over models that stay as they were at the start."""
+class CatalogueRepository(ModelRepository):  # type: ignore[misc]
+    """The models that there are at the moment."""
 
-    async def load(self, model_name: str) -> None:
-        raise NotImplementedError(
-            f"can't load {model_name!r}: adapters are loaded at the start, with --adapter"
-        )
+    def __init__(self, catalogue: Catalogue, engine: Engine) -> None:
+        super().__init__()
+        self._catalogue = catalogue
+        self._engine = engine
 
-    async def unload(self, model_name: str) -> None:
-        raise NotImplementedError(f"can't unload {model_name!r}: models stay until the server ends")
+    def get_models(self) -> dict[str, BaseKServeModel]:
+        return {name: ServedModel(name, self._engine) for name in self._catalogue.names()}
+
+    def get_model(self, name: str) -> BaseKServeModel | None:
+        known = self._catalogue.get(name)
+        return ServedModel(name, self._engine) if known is not None else None
 
 
 class HonestDataPlane(DataPlane):  # type: ignore[misc]
@@ -85,20 +92,24 @@ class ExpectedErrors(logging.Filter):
 def serve(
     listener: socket.socket,
     engine: Engine,
-    routes: OpenAIRoutes,
+    catalogue: Catalogue,
+    routes: Sequence[Routes],
     *,
-    names: Sequence[str],
+    gate: Callable[..., Any],
     drain_s: int,
 ) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT; then let running requests end, and return."""
-    repository = ModelRepository()
-    for name in names:
-        repository.update(ServedModel(name, engine))
-    routes.add_to(app)
+    """Answer on `listener` until SIGTERM or SIGINT; then let running requests end, and return.
+
+    `gate` makes the ASGI middleware that every request has to pass.
+    """
+    repository = CatalogueRepository(catalogue, engine)
+    for group in routes:
+        group.add_to(app)
+    app.add_middleware(gate)
     rest = RESTServer(
         APP,
         HonestDataPlane(model_registry=repository),
-        FixedModels(model_registry=repository),
+        ModelRepositoryExtension(model_registry=repository),
         http_port=0,  # not used: the socket is handed over
         grace_period=drain_s,
     )

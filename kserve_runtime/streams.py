@@ -13,6 +13,10 @@ class ClientGoneError(Exception):
     """The client has closed its connection."""
 
 
+class DeadlineError(Exception):
+    """The answer took longer than it may."""
+
+
 async def merge(sources: Sequence[AsyncIterator[Item]]) -> AsyncGenerator[tuple[int, Item]]:
     """The items of all sources as they come, each with the number of its source.
 
@@ -43,6 +47,29 @@ async def merge(sources: Sequence[AsyncIterator[Item]]) -> AsyncGenerator[tuple[
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def until_deadline(source: AsyncGenerator[Item], seconds: float) -> AsyncGenerator[Item]:
+    """The items of `source`, all within `seconds`.
+
+    Raises:
+        DeadlineError: it is not through by then; the source is closed.
+    """
+    deadline = asyncio.get_running_loop().time() + seconds
+    try:
+        while True:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    item = await anext(source)
+            except StopAsyncIteration:
+                return
+            except TimeoutError as err:
+                raise DeadlineError(
+                    f"the answer was not complete after {seconds:g} s; ask for fewer tokens"
+                ) from err
+            yield item
+    finally:
+        await source.aclose()
 
 
 async def while_connected(http: Request, source: AsyncGenerator[Item]) -> AsyncGenerator[Item]:

@@ -6,6 +6,7 @@ others with the base model's. May import peftjob.errors.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,18 @@ class PromptError(ValueError):
     """The messages can't be written as a prompt."""
 
 
+@dataclass(frozen=True, slots=True)
+class ChatTemplate:
+    """How a model wants to be talked to."""
+
+    source: str | None
+    """Jinja; None where the model has none."""
+    turn_ends: frozenset[int]
+    """Tokens that end an assistant's turn."""
+
+
 class PromptTokenizer:
-    """The base model's tokenizer with the chat templates of the base model and its adapters."""
+    """The base model's tokenizer, and chat templates in its tokens."""
 
     def __init__(self, folder: Path) -> None:
         """Load the tokenizer in `folder`.
@@ -36,40 +47,43 @@ class PromptTokenizer:
             reason = " ".join(str(err).split())[:500]
             raise ModelError(f"can't load the tokenizer in {folder}: {reason}") from err
         self.vocab_size: int = len(self._tokenizer)
-        self._templates: dict[str | None, str | None] = {None: self._tokenizer.chat_template}
-        self._turn_ends: dict[str | None, frozenset[int]] = {None: self._find_turn_ends(None)}
+        self.template = self._make_template(self._tokenizer.chat_template)
+        """The base model's own."""
 
-    def use_adapter(self, name: str, folder: Path) -> None:
-        """Take the chat template of the adapter in `folder`, if it brings one.
+    def read_template(self, name: str, folder: Path) -> ChatTemplate:
+        """The chat template of the adapter in `folder`, or the base model's if it brings none.
 
         Raises:
             ModelError: the template is damaged.
         """
         try:
-            template = _read_template(folder)
+            source = _read_template(folder)
         except (OSError, ValueError) as err:
             raise ModelError(f"adapter {name!r}: can't read its chat template: {err}") from err
-        self._templates[name] = template or self._templates[None]
-        self._turn_ends[name] = self._find_turn_ends(name)
+        return self.template if source is None else self._make_template(source)
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """The text's tokens, with those the tokenizer puts around a text unless switched off."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], adapter: str | None) -> list[int]:
-        """The messages as the adapter's chat template writes them, up to the assistant's turn.
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        template: ChatTemplate,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> list[int]:
+        """The messages as the chat template writes them, up to the assistant's turn.
 
         Raises:
-            PromptError: no template, or the template refuses the messages.
+            PromptError: no template, or the template refuses the messages or knows no tools.
         """
-        text = self._write_chat(messages, adapter, add_generation_prompt=True)
+        if tools and "tools" not in (template.source or ""):
+            raise PromptError("this model's chat template has no place for tools; leave them out")
+        text = self._write_chat(messages, template.source, tools=tools, add_generation_prompt=True)
         # The template writes the special tokens itself.
         return self.encode(text, special_tokens=False)
-
-    def turn_ends(self, adapter: str | None) -> frozenset[int]:
-        """Tokens that end an assistant's turn in the adapter's chat template."""
-        return self._turn_ends[adapter]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens, as an answer shows it."""
@@ -88,11 +102,11 @@ class PromptTokenizer:
     def _write_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
-        adapter: str | None,
+        template: str | None,
         *,
         add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        template = self._templates[adapter]
         if not template:
             raise PromptError(
                 "this model has no chat template; use completions, or put chat_template.jinja "
@@ -102,6 +116,7 @@ class PromptTokenizer:
             text: str = self._tokenizer.apply_chat_template(
                 list(messages),
                 chat_template=template,
+                tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -109,7 +124,10 @@ class PromptTokenizer:
             raise PromptError(f"the chat template refuses these messages: {err}") from err
         return text
 
-    def _find_turn_ends(self, adapter: str | None) -> frozenset[int]:
+    def _make_template(self, source: str | None) -> ChatTemplate:
+        return ChatTemplate(source, self._find_turn_ends(source))
+
+    def _find_turn_ends(self, template: str | None) -> frozenset[int]:
         """The special token that the template writes after an assistant's words, if it does.
 
         A base model's generation config often knows only the end of a document.
@@ -118,7 +136,7 @@ class PromptTokenizer:
         words = "answer"
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
         try:
-            text = self._write_chat(messages, adapter, add_generation_prompt=False)
+            text = self._write_chat(messages, template, add_generation_prompt=False)
         except PromptError:
             return frozenset(ends)
         after = text.rpartition(words)[2].lstrip()

@@ -1,52 +1,50 @@
 """The engine on transformers: one thread, one batch that requests join and leave between steps.
 
-A request is prefilled on its own, so that it is computed exactly as if it were alone, and then
-joins the rows that are being generated; each step gives every row one token. Rows with different
-adapters, or none, share the batch (lora). A row leaves when it ends or its client goes away.
-"""
+A row leaves the batch when it ends or its client goes away.
 
-# ruff: noqa: N803, N806  (names of tensors end with their shape)
+An adapter is held by whoever uses it: its rows, the engine while it is loaded, and the slots that
+it is in. Unloading takes the engine's hold away, so that rows end with what they began with.
+"""
 
 import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
-import torch
-from transformers import DynamicCache
-
-from kserve_runtime.adapter_files import read_adapter
+from kserve_runtime.adapter_files import AdapterFiles, read_adapter
 from kserve_runtime.base_model import BaseModel
 from kserve_runtime.detokenizer import Decode
 from kserve_runtime.engine import (
-    AdapterInfo,
     Capacity,
     Chunk,
     EngineBusyError,
     EngineFailedError,
+    LoadedAdapter,
     Request,
-    ScoredToken,
+    Usage,
 )
-from kserve_runtime.kv_batch import KVBatch
-from kserve_runtime.lora import LoraMixer
 from kserve_runtime.row import Row
-from kserve_runtime.sampling import choose, score
-from peftjob.errors import ConflictError, ModelError
+from kserve_runtime.running_batch import RunningBatch
+from peftjob.errors import ModelError
 
 log = logging.getLogger(__name__)
-
-PREFILL_TOKENS = 512
-"""Prompt tokens a forward pass takes, which bounds the memory that scoring a prompt needs."""
 
 
 class TransformersEngine:
     """Engine (see engine.py) over a BaseModel."""
 
     def __init__(
-        self, base: BaseModel, decode: Decode, *, batch_rows: int = 16, queue_rows: int = 256
+        self,
+        base: BaseModel,
+        decode: Decode,
+        *,
+        batch_rows: int = 16,
+        queue_rows: int = 256,
+        adapter_slots: int = 8,
     ) -> None:
         """Start the engine's thread.
 
@@ -55,19 +53,19 @@ class TransformersEngine:
             decode: tokens → text, without special tokens.
             batch_rows: requests that run at once.
             queue_rows: requests that may wait.
+            adapter_slots: adapters that run at once; others come in when requests need them.
         """
         self.capacity = Capacity(
             context_tokens=base.context_tokens,
             batch_rows=batch_rows,
             queue_rows=queue_rows,
+            adapter_slots=adapter_slots,
             default_sampling=base.default_sampling,
         )
         self._base = base
         self._decode = decode
-        self._mixer = LoraMixer(base.module, base.device)
-        self._adapters: dict[str, AdapterInfo] = {}
-        self._rows: list[Row] = []
-        self._batch: KVBatch | None = None
+        self._loaded: tuple[AdapterFiles, ...] = ()
+        self._batch = RunningBatch(base, slots=adapter_slots)
         # Shared with callers, under the condition's lock.
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
@@ -76,23 +74,43 @@ class TransformersEngine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def adapters(self) -> tuple[AdapterInfo, ...]:
-        return tuple(self._adapters.values())
+    def adapters(self) -> Sequence[LoadedAdapter]:
+        return self._loaded
 
-    def load_adapter(self, name: str, folder: Path) -> AdapterInfo:
-        if name in self._adapters:
-            raise ConflictError(f"an adapter named {name!r} is loaded already; give another name")
-        files = read_adapter(name, folder, self._base.module)
-        info = AdapterInfo(name=name, rank=files.rank, modules=len(files.pairs))
-        # A first token shows now, not in a user's request, that the update can be computed.
-        self._between_steps(lambda: self._mixer.add(files))
+    def load_adapter(self, name: str, folder: Path) -> LoadedAdapter:
+        adapter = read_adapter(name, folder, self._base.module)
+
+        def take() -> None:
+            try:
+                # A first token shows now, not in a user's request, that it can be computed.
+                self._batch.try_out(adapter)
+                self._loaded = (*self._loaded, adapter)
+            finally:
+                self._batch.retain(self._loaded)
+
         try:
-            self._between_steps(lambda: self._try_out(name))
+            self._between_steps(take)
+        except EngineFailedError:
+            raise
         except Exception as err:  # a model's code may fail in any way
-            self._between_steps(lambda: self._mixer.remove(name))
             raise ModelError(f"adapter {name!r} can't run on this base model: {err}") from err
-        self._adapters = {**self._adapters, name: info}
-        return info
+        return adapter
+
+    def unload_adapter(self, adapter: LoadedAdapter) -> None:
+        def let_go() -> None:
+            self._loaded = tuple(other for other in self._loaded if other is not adapter)
+            self._batch.retain(self._loaded)
+
+        self._between_steps(let_go)
+
+    def usage(self) -> Usage:
+        return Usage(
+            running=[(row.request.mix, row.tokens) for row in list(self._batch.rows)],
+            waiting=len(self._waiting),
+            kv_tokens=self._batch.kv_tokens,
+            in_slots=self._batch.mixer.residents,
+            page_ins=self._batch.mixer.page_ins,
+        )
 
     def warm_up(self) -> None:
         """Compute a first token, so that no user's request pays for it.
@@ -101,7 +119,7 @@ class TransformersEngine:
             ModelError: the model can't be run.
         """
         try:
-            self._between_steps(lambda: self._try_out(None))
+            self._between_steps(self._batch.try_out)
         except Exception as err:  # a model's code may fail in any way
             raise ModelError(f"the base model can't be run: {err}") from err
 
@@ -116,16 +134,18 @@ class TransformersEngine:
 
         row = Row(request, self._base.eos_token_ids, self._decode, deliver)
         self._submit(row)
+        told = False
         try:
             while True:
                 item = await queue.get()
                 if isinstance(item, Exception):
                     raise item
-                yield item
+                yield item if told else replace(item, queued_s=row.queued_s)
+                told = True
                 if item.finish_reason:
                     return
         finally:
-            row.cancelled = True
+            self._cancel(row)
 
     def healthy(self) -> bool:
         return self._thread.is_alive() and not self._closing
@@ -139,13 +159,22 @@ class TransformersEngine:
     # From here on: what callers' threads leave for the engine's thread.
 
     def _submit(self, row: Row) -> None:
+        if len(row.mix) > self.capacity.adapter_slots:
+            raise ValueError(f"{len(row.mix)} adapters don't fit into the slots")
         with self._changed:
             if not self.healthy():
                 raise EngineFailedError("the engine has stopped")
-            if len(self._waiting) >= self.capacity.queue_rows:
-                raise EngineBusyError(f"{self.capacity.queue_rows} requests are waiting already")
+            running, waiting = len(self._batch.rows), len(self._waiting)
+            if running + waiting >= self.capacity.batch_rows + self.capacity.queue_rows:
+                raise EngineBusyError(f"{running} requests run and {waiting} are waiting already")
             self._waiting.append(row)
             self._changed.notify()
+
+    def _cancel(self, row: Row) -> None:
+        row.cancelled = True
+        with self._changed:
+            if row in self._waiting:
+                self._waiting.remove(row)
 
     def _between_steps(self, work: Callable[[], None]) -> None:
         """Have the engine's thread do `work` between two steps, and wait for it."""
@@ -172,22 +201,24 @@ class TransformersEngine:
         while self._wait_for_work():
             try:
                 self._admit()
-                self._step()
+                self._batch.step()
+                self._batch.retain(self._loaded)
             except Exception as err:
                 # Out of memory, a kernel that fails: those in the batch are told, others go on.
-                log.exception("a step failed; %d requests end with an error", len(self._rows))
+                log.exception("a step failed; %d requests end with an error", len(self._batch.rows))
                 self._fail_rows(f"{type(err).__name__}: {err}")
         self._fail_rows("the server is shutting down")
+        self._batch.retain(())
 
     def _wait_for_work(self) -> bool:
         """Do the tasks, sleep while there is nothing to generate; False when it is time to end."""
         while True:
             with self._changed:
-                while not (self._closing or self._tasks or self._waiting or self._rows):
+                while not (self._closing or self._tasks or self._waiting or self._batch.rows):
                     self._changed.wait()
                 tasks = list(self._tasks)
                 self._tasks.clear()
-                busy = bool(self._waiting or self._rows)
+                busy = bool(self._waiting or self._batch.rows)
                 closing = self._closing
             for task in tasks:
                 task()
@@ -198,112 +229,41 @@ class TransformersEngine:
 
     def _admit(self) -> None:
         """Let waiting requests join, oldest first, while there is room."""
-        while len(self._rows) < self.capacity.batch_rows:
-            with self._changed:
-                if not self._waiting:
-                    return
-                row = self._waiting.popleft()
+        while len(self._batch.rows) < self.capacity.batch_rows:
+            row = self._take_waiting()
+            if row is None:
+                return
             if row.cancelled:
                 continue
+            row.begin()
             try:
-                joined = self._prefill(row)
+                self._batch.add(row)
             except Exception as err:
                 log.exception("a prompt of %d tokens failed", len(row.request.prompt))
                 row.fail(f"{type(err).__name__}: {err}")
-                continue
-            if row.finished:
-                continue
-            if self._batch is None:
-                self._batch = joined
-            else:
-                self._batch.join(joined)
-            self._rows.append(row)
 
-    def _prefill(self, row: Row) -> KVBatch:
-        """Read a prompt, give the row its first token, and return its keys and values."""
-        request = row.request
-        prompt = list(request.prompt)
-        wanted = request.sampling.logprobs
-        cache = DynamicCache()
-        scores: list[ScoredToken] = []
-        logits_BV = torch.empty(0)
-        self._mixer.select([request.adapter])
-        for begin in range(0, len(prompt), PREFILL_TOKENS):
-            ids = prompt[begin : begin + PREFILL_TOKENS]
-            end = begin + len(ids)
-            logits = self._forward(ids, begin, cache, all_logits=request.prompt_logprobs)
-            if request.prompt_logprobs:
-                scored = prompt[begin + 1 : end + 1]
-                scores += score(logits[0, : len(scored)], scored, wanted or 0)
-                logits = logits[:, -1]
-            logits_BV = logits
-        if request.prompt_logprobs:
-            row.show_prompt([ScoredToken(prompt[0], None), *scores])
-        if request.sampling.max_tokens == 0:
-            row.end("length")
-        else:
-            self._advance([row], logits_BV)
-        return KVBatch(cache, [len(prompt)])
+    def _take_waiting(self) -> Row | None:
+        """The oldest request whose adapters find slots.
 
-    def _forward(
-        self, ids: list[int], begin: int, cache: DynamicCache, *, all_logits: bool = False
-    ) -> torch.Tensor:
-        """One row's tokens `ids`, the first of which stands at `begin`."""
-        device = self._base.device
-        end = begin + len(ids)
-        return self._base.forward(
-            torch.tensor([ids], device=device),
-            positions_BT=torch.arange(begin, end, device=device).unsqueeze(0),
-            attention_mask=torch.ones(1, end, dtype=torch.long, device=device),
-            cache=cache,
-            all_logits=all_logits,
-        )
-
-    def _step(self) -> None:
-        """One more token for each row."""
-        self._drop_ended()
-        if self._batch is None:
-            return
-        device = self._base.device
-        self._mixer.select([row.request.adapter for row in self._rows])
-        logits_BV = self._base.forward(
-            torch.tensor([[row.last_token] for row in self._rows], device=device),
-            positions_BT=self._batch.positions(device),
-            attention_mask=self._batch.attention_mask(device),
-            cache=self._batch.cache,
-        )
-        self._batch.grew()
-        self._advance(self._rows, logits_BV)
-        self._drop_ended()
-
-    def _advance(self, rows: list[Row], logits_BV: torch.Tensor) -> None:
-        samplings = [row.request.sampling for row in rows]
-        tokens = choose(logits_BV, samplings, [row.generator for row in rows])
-        for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            count = row.request.sampling.logprobs
-            scored = None if count is None else score(logits_BV[at : at + 1], [token], count)[0]
-            room = self.capacity.context_tokens - len(row.request.prompt)
-            row.take(token, scored, room=room)
-
-    def _drop_ended(self) -> None:
-        keep = [at for at, row in enumerate(self._rows) if not (row.finished or row.cancelled)]
-        if len(keep) == len(self._rows):
-            return
-        self._rows = [self._rows[at] for at in keep]
-        if keep and self._batch is not None:
-            self._batch.keep(keep)
-        else:
-            self._batch = None
+        One whose adapters don't is passed by requests for the base model only: any other could
+        keep the slots that it waits for.
+        """
+        blocked = False
+        with self._changed:
+            for row in self._waiting:
+                if blocked and row.mix:
+                    continue
+                if self._batch.has_room_for(row):
+                    self._waiting.remove(row)
+                    return row
+                blocked = True
+        return None
 
     def _fail_rows(self, reason: str) -> None:
         with self._changed:
             waiting = list(self._waiting) if self._closing else []
             if self._closing:
                 self._waiting.clear()
-        for row in [*self._rows, *waiting]:
+        for row in waiting:
             row.fail(reason)
-        self._rows, self._batch = [], None
-
-    def _try_out(self, adapter: str | None) -> None:
-        self._mixer.select([adapter])
-        self._forward([0, 0], 0, DynamicCache())
+        self._batch.fail(reason)

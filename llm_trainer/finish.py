@@ -25,12 +25,13 @@ MEASURED = (
 
 def finish(job: Job, trained: Trained) -> None:
     """Publish what is saved, and leave the result in the three places where it is looked for."""
-    reference = publish.push(job, trained)
+    published = publish.push(job, trained)
     metrics, timings = trained.metrics, trained.timings
     measured = {name: metrics.get(name) for name in MEASURED}
     result = Result.model_validate(
         {
-            "adapter": str(reference),
+            "adapter": str(published.image),
+            "uploaded": published.uploaded,
             "base_model": lineage.base_model(job).name,
             "steps": metrics["steps"],
             "tokens": metrics["tokens"],

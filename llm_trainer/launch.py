@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from llm_trainer import options, publish
+from llm_trainer import options, publish, restarts
 from llm_trainer.failures import ERROR_DIR_ENV, Failure, first_cause
 from llm_trainer.finish import finish
 from peftjob.contract import OUTPUT_ENV, SPEC_ENV
@@ -52,14 +52,21 @@ def _main(argv: Sequence[str]) -> int:
     if trained is not None:
         finish(job, trained)
         return 0
+    # The stock client's jobs restart in place, which the operator counts.
+    counts = SPEC_ENV in os.environ
+    if counts:
+        restarts.begin(job)
     folder = Path(tempfile.mkdtemp(prefix="llm-trainer-"))
     try:
         # Parsed once: workers of a stock job get the spec that was made of its arguments.
         env = {**os.environ, SPEC_ENV: job.spec.to_json(), OUTPUT_ENV: str(job.output_dir)}
         commands = _commands(argv, env, folder)
-        return _supervise(commands, folder)
+        failure, was_stopped = _supervise(commands, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    if counts:
+        restarts.end(job, failure, was_stopped=was_stopped)
+    return _show(failure) if failure else 0
 
 
 def _stock_defaults() -> dict[str, Any]:
@@ -185,7 +192,8 @@ def _free_port() -> int:
         return port
 
 
-def _supervise(commands: Sequence[Command], error_dir: Path) -> int:
+def _supervise(commands: Sequence[Command], error_dir: Path) -> tuple[Failure | None, bool]:
+    """Run the workers to their end: how they failed, and whether they were asked to stop."""
     stopped_by: list[int] = []
 
     def stop(signum: int, _frame: FrameType | None) -> None:
@@ -205,11 +213,9 @@ def _supervise(commands: Sequence[Command], error_dir: Path) -> int:
         _end(workers, TERMINATE_S if stopped_by else 1.0)
     if stopped_by:
         name = signal.Signals(stopped_by[0]).name
-        return _show(Failure(line=f"stopped by {name}", exit_code=128 + stopped_by[0]))
+        return Failure(line=f"stopped by {name}", exit_code=128 + stopped_by[0]), True
     ended = [w.returncode for w in workers]
-    if not any(ended):
-        return 0
-    return _show(_cause(error_dir, ended))
+    return (_cause(error_dir, ended) if any(ended) else None), False
 
 
 def _wait(workers: Sequence[subprocess.Popen[bytes]], timeout_s: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from llm_trainer.options import Job
 from peftjob.errors import PermanentError
+from provider.base import shown
 
 LIBRARIES = ("peft", "transformers", "torch", "tokenizers", "safetensors", "matplotlib")
 
@@ -20,6 +21,7 @@ class Source:
     """An input."""
 
     source: str
+    """Without what may be secret in it: the signature of a URL."""
     revision: str | None
     """The commit that a branch or a tag stood for, where that is known."""
     digest: str | None
@@ -34,7 +36,9 @@ def base_model(job: Job) -> Source:
     """The base model."""
     spec = job.spec.base_model
     manifest = _manifest(job, "model")
-    return Source(spec.source, manifest.get("revision") or spec.revision, manifest.get("digest"))
+    return Source(
+        shown(spec.source), manifest.get("revision") or spec.revision, manifest.get("digest")
+    )
 
 
 def dataset(job: Job) -> Source:
@@ -42,7 +46,7 @@ def dataset(job: Job) -> Source:
     spec = job.spec.dataset
     manifest = _manifest(job, "dataset")
     return Source(
-        manifest.get("uri") or spec.source,
+        shown(manifest.get("uri") or spec.source),
         manifest.get("revision") or spec.revision,
         manifest.get("digest"),
     )
@@ -50,8 +54,12 @@ def dataset(job: Job) -> Source:
 
 def of(job: Job) -> dict[str, Any]:
     """All of it, as plain data."""
+    # Variables have told where the inputs are, and are the pod's.
+    spec = json.loads(job.spec.model_copy(update={"init_env": ()}).to_json())
+    for part in ("base_model", "dataset"):
+        spec[part]["source"] = shown(spec[part]["source"])
     return {
-        "spec": json.loads(job.spec.to_json()),
+        "spec": spec,
         "base_model": asdict(base_model(job)),
         "dataset": asdict(dataset(job)),
         "libraries": {name: version(name) for name in LIBRARIES},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from peftjob.contract import (
+    DESCRIBED_FILE,
     FAILED_MARKER,
     INPUTS_STATE_DIR,
     OUTPUT_DIR,
@@ -115,7 +116,7 @@ def read(
     if text:
         spec = PeftJobSpec.from_json(text)
     else:
-        spec = _with_split(_stock_spec(argv, env, stock_defaults), state_dir)
+        spec = _with_inputs(_stock_spec(argv, env, stock_defaults), state_dir)
     output = Path(env.get(OUTPUT_ENV, OUTPUT_DIR))
     if not text and not output.is_dir():
         # The stock client mounts no output volume: its one volume is the workspace.
@@ -151,13 +152,15 @@ def _stock_spec(
     )
 
 
-def _with_split(spec: PeftJobSpec, state_dir: Path) -> PeftJobSpec:
-    """The stock client tells only the init container which split was asked for."""
+def _with_inputs(spec: PeftJobSpec, state_dir: Path) -> PeftJobSpec:
+    """What the stock client told the init container alone: a template, a split, columns."""
     try:
-        split = json.loads((state_dir / DATASET_MANIFEST).read_text()).get("split")
+        described = json.loads((state_dir / DESCRIBED_FILE).read_text())
     except (FileNotFoundError, ValueError):
         return spec
-    return spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"split": split})})
+    parts = {"base_model": described.get("model"), "dataset": described.get("dataset")}
+    given = {name: part for name, part in parts.items() if part}
+    return PeftJobSpec.parse({**json.loads(spec.to_json()), **given})
 
 
 def failed_inputs(state_dir: Path) -> PermanentError | None:

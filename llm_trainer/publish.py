@@ -8,8 +8,10 @@ can be repeated alone, without training again.
 import json
 import math
 import os
+import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,8 @@ from typing import Any
 from llm_trainer import card, lineage
 from llm_trainer.options import Job
 from llm_trainer.watch import curve, lines
-from peftjob import oci
+from peftjob import oci, uploads
+from peftjob.errors import PeftJobError
 
 ADAPTER_DIR = "adapter"
 PENDING_FILE = ".peftjob-trained.json"
@@ -44,6 +47,16 @@ class Trained:
 
     metrics: Mapping[str, Any]
     timings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Published:
+    """Where the adapter is now."""
+
+    image: oci.Reference
+    """With its digest."""
+    uploaded: str | None
+    """Where its files are as well, or None."""
 
 
 def save(job: Job, model: Any, trained: Trained) -> Path:
@@ -106,22 +119,43 @@ def pending(job: Job) -> Trained | None:
     return trained if saved == _lineage(job, trained.metrics) else None
 
 
-def push(job: Job, trained: Trained) -> oci.Reference:
-    """Publish the saved folder; the reference with its digest.
+def push(job: Job, trained: Trained) -> Published:
+    """Publish the saved folder: as an image, and as files where the spec says so.
+
+    The adapter stays on the output volume, whether this fails or not.
 
     Raises:
         RegistryError: the registry refused.
         RegistryUnavailableError: it did not answer.
     """
-    registry = job.spec.output.registry
-    reference = oci.push(
-        job.output_dir / ADAPTER_DIR,
-        oci.Reference.parse(destination(job)),
-        annotations=annotations(job, trained.metrics),
-        insecure=registry is not None and registry.insecure,
-    )
+    output, folder = job.spec.output, job.output_dir / ADAPTER_DIR
+    image = destination(job)
+    insecure = output.registry is not None and output.registry.insecure
+    with _kept(folder, image, insecure=insecure):
+        reference = oci.push(
+            folder,
+            oci.Reference.parse(image),
+            annotations=annotations(job, trained.metrics),
+            insecure=insecure,
+        )
+    uploaded = None
+    if output.upload is not None:
+        with _kept(folder, output.upload):
+            names = oci.adapter_files(folder)
+            uploaded = uploads.upload(folder, names, output.upload, os.environ)
     (job.output_dir / PENDING_FILE).unlink(missing_ok=True)
-    return reference
+    return Published(reference, uploaded)
+
+
+@contextmanager
+def _kept(folder: Path, to: str, *, insecure: bool = False) -> Iterator[None]:
+    """Say of an error what became of the adapter, and how it is published later."""
+    try:
+        yield
+    except PeftJobError as err:
+        option = " --insecure" if insecure else ""
+        command = f"peftjob adapter push {shlex.quote(str(folder))} {shlex.quote(to)}{option}"
+        raise type(err)(f"{err}; the adapter is kept: publish it with `{command}`") from err
 
 
 def destination(job: Job) -> str:
@@ -138,22 +172,7 @@ def destination(job: Job) -> str:
 
 def annotations(job: Job, metrics: Mapping[str, Any]) -> dict[str, str]:
     """Of the image: what a registry's user wants to know without pulling it."""
-    base, dataset = lineage.base_model(job), lineage.dataset(job)
-    # Answers to prompts are for the card: annotations are short.
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
-    values = {
-        "org.opencontainers.image.title": job.spec.name,
-        "org.opencontainers.image.description": f"LoRA adapter for {base.name}",
-        "org.opencontainers.image.base.name": base.name,
-        "peftjob.org/base-model": base.source,
-        "peftjob.org/base-model-revision": base.revision,
-        "peftjob.org/base-model-digest": base.digest,
-        "peftjob.org/dataset": dataset.source,
-        "peftjob.org/dataset-revision": dataset.revision,
-        "peftjob.org/dataset-digest": dataset.digest,
-        "peftjob.org/metrics": json.dumps(_plain(numbers), sort_keys=True),
-    }
-    return {key: value for key, value in values.items() if value is not None}
+    return oci.annotations_of(_lineage(job, metrics))
 
 
 def _lineage(job: Job, metrics: Mapping[str, Any]) -> dict[str, Any]:

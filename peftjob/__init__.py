@@ -13,7 +13,16 @@ if TYPE_CHECKING:
     from peftjob.job import Job
     from peftjob.local import LocalCluster
     from peftjob.method import IA3, Lora, PrefixTuning, PromptTuning, QLora
-    from peftjob.pods import Elastic, EnvVar, Images, Resources, RunPolicy, Scheduling
+    from peftjob.pods import (
+        Elastic,
+        EnvVar,
+        EnvVarSource,
+        Images,
+        Resources,
+        RunPolicy,
+        Scheduling,
+        Toleration,
+    )
     from peftjob.service import Service
     from peftjob.spec import BaseModelSource, DatasetSource, PeftJobSpec, TrainerParams
     from peftjob.training import Training
@@ -24,6 +33,7 @@ _MODULES = {
     "DatasetSource": "peftjob.spec",
     "Elastic": "peftjob.pods",
     "EnvVar": "peftjob.pods",
+    "EnvVarSource": "peftjob.pods",
     "IA3": "peftjob.method",
     "Images": "peftjob.pods",
     "Job": "peftjob.job",
@@ -43,6 +53,7 @@ _MODULES = {
     "Secrets": "peftjob.credentials",
     "Service": "peftjob.service",
     "Storage": "peftjob.volumes",
+    "Toleration": "peftjob.pods",
     "TrainerParams": "peftjob.spec",
     "Training": "peftjob.training",
     "TrainingClient": "peftjob.client",
@@ -55,6 +66,7 @@ __all__ = [
     "DatasetSource",
     "Elastic",
     "EnvVar",
+    "EnvVarSource",
     "Images",
     "Job",
     "LocalCluster",
@@ -73,6 +85,7 @@ __all__ = [
     "Secrets",
     "Service",
     "Storage",
+    "Toleration",
     "TrainerParams",
     "Training",
     "TrainingClient",

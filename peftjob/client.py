@@ -18,7 +18,7 @@ from peftjob.errors import ConflictError
 from peftjob.job import Job
 from peftjob.local import LocalCluster
 from peftjob.objects import Objects, refused
-from peftjob.pods import Elastic, Images, RunPolicy, Scheduling
+from peftjob.pods import Elastic, Images, Resources, RunPolicy, Scheduling
 from peftjob.service import INFERENCE_API, Service
 from peftjob.spec import PeftJobSpec
 from peftjob.volumes import Output, Registry, Storage, Volume
@@ -76,6 +76,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         *,
         output: Output | Registry | str | None = None,
         storage: Storage | None = None,
+        init_resources: Resources | None = None,
         secrets: Secrets | None = None,
         scheduling: Scheduling | None = None,
         volumes: Sequence[Volume] = (),
@@ -102,6 +103,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                 (`host/name:tag`), or s3://…, hf://…, pvc://claim. None keeps it in the local
                 cluster's registry, or on the output claim.
             storage: The volume for inputs; replaces `storage_config`.
+            init_resources: Of the storage initializer.
             secrets: Names of the Secrets for the hub, S3 and the registry.
             scheduling: Nodes, tolerations, priority, service account.
             volumes: Of yours, mounted into the pods.
@@ -123,11 +125,11 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             {
                 "name": name,
                 "namespace": namespace or self.namespace,
-                "labels": dict(labels or {}),
-                "annotations": dict(annotations or {}),
+                "labels": labels or {},
+                "annotations": annotations or {},
                 "num_workers": num_workers,
                 "num_procs_per_worker": num_procs_per_worker,
-                "resources": arguments.resources(resources_per_worker),
+                "resources": arguments.resources(resources_per_worker, "resources_per_worker"),
                 "base_model": arguments.model(model_provider_parameters),
                 "dataset": arguments.dataset(dataset_provider_parameters),
                 **arguments.trainer(trainer_parameters),
@@ -137,22 +139,22 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
                     *arguments.variables("init_env_vars", init_env_vars),
                 ],
                 "env": arguments.variables("env_vars", env_vars),
-                "storage": arguments.plain(storage)
-                if storage
-                else arguments.storage(storage_config),
+                "storage": arguments.storage(storage, storage_config),
                 "output": arguments.output(output),
                 "queue_name": queue_name or None,
-                "volumes": [arguments.plain(volume) for volume in volumes],
+                "volumes": arguments.each(volumes),
                 **arguments.parts(
                     secrets=secrets,
                     scheduling=scheduling,
                     run_policy=run_policy,
                     elastic=elastic,
                     images=images,
+                    init_resources=init_resources,
                 ),
             }
         )
         if dry_run:
+            preflight.check_addresses(spec)
             return manifest.render(spec)
         job = self.submit(spec)
         return job.wait(progress=True) if wait else job
@@ -187,6 +189,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         *,
         namespace: str | None = None,
         resources: Any = None,
+        **options: Any,
     ) -> Service:
         """Serve a base model and adapters as an InferenceService.
 
@@ -194,6 +197,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             name: Of the InferenceService.
             base_model: Its URI.
             adapters: Name → reference or URI of an adapter; `job.adapter` is one.
+            options: strengths, watch, keys, registry_login: as inference.render has them.
 
         Raises:
             UsageError: a name that can't be used.
@@ -207,6 +211,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             {adapter: arguments.adapter_uri(ref) for adapter, ref in adapters.items()},
             namespace=namespace,
             resources=arguments.resources(resources).get("requests"),
+            **options,
         )
         try:
             self.custom_api.create_namespaced_custom_object(

@@ -1,20 +1,23 @@
 """Secrets that a job uses: named, never held."""
 
+from pydantic import Field
+
+from peftjob.kubernetes_values import ObjectName
 from peftjob.part import Part
 
 
 class SecretKey(Part):
     """One value of a Secret."""
 
-    name: str
+    name: ObjectName
     """Of the Secret, in the job's namespace."""
-    key: str
+    key: str = Field(min_length=1)
 
 
 class S3Keys(Part):
     """A Secret that holds the keys of an S3 account, and under which names."""
 
-    name: str
+    name: ObjectName
     access_key_id: str = "AWS_ACCESS_KEY_ID"
     secret_access_key: str = "AWS_SECRET_ACCESS_KEY"
     session_token: str | None = None
@@ -27,6 +30,6 @@ class Secrets(Part):
     """For gated and private repositories of the Hugging Face hub: HF_TOKEN."""
     s3: S3Keys | None = None
     """AWS_ACCESS_KEY_ID and so on. (AWS_ENDPOINT_URL and AWS_REGION are no secrets: `env`.)"""
-    registry_login: str | None = None
+    registry_login: ObjectName | None = None
     """Name of a Secret of type kubernetes.io/dockerconfigjson, for oci:// inputs and for the
     registry that the adapter goes to."""

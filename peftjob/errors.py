@@ -14,7 +14,8 @@
     └── RetryableError          128   the same call may go through later
         ├── SourceUnavailableError    130
         ├── RegistryUnavailableError  131
-        └── JobTimeoutError           132
+        ├── JobTimeoutError           132
+        └── ClusterUnavailableError   133
 
 Permanent errors exit 1-127, retryable ones 128-255: this is what the PyTorchJob's restartPolicy
 ExitCode goes by. (129 SIGHUP, 137 SIGKILL and 143 SIGTERM are retryable by the same rule.)
@@ -140,6 +141,12 @@ class JobTimeoutError(RetryableError):
     """A wait ended before the job did; the job goes on."""
 
     exit_code = 132
+
+
+class ClusterUnavailableError(RetryableError):
+    """The Kubernetes API did not answer, or said that it can't now."""
+
+    exit_code = 133
 
 
 TERMINATION_MESSAGE_BYTES = 4096

@@ -16,6 +16,10 @@ Object = dict[str, Any]
 RUNTIME_IMAGE = f"{IMAGES}/runtime:{VERSION}"
 PORT = 8080
 USER_ID = 65532
+STRENGTHS_ANNOTATION = "peftjob.org/strengths"
+"""On an InferenceService: support=0.7,style=1."""
+KEYS_DIR = "/etc/peftjob/keys"
+REGISTRY_LOGIN_DIR = "/var/run/secrets/peftjob/registry"
 
 
 def render(
@@ -25,6 +29,10 @@ def render(
     *,
     namespace: str = "default",
     resources: Mapping[str, str] | None = None,
+    strengths: Mapping[str, float] | None = None,
+    watch: bool = False,
+    keys: str | None = None,
+    registry_login: str | None = None,
 ) -> Object:
     """The InferenceService that serves `base_model` and, beside it, each adapter by its name.
 
@@ -32,6 +40,12 @@ def render(
         base_model: URI, fetched by KServe (`storageUri`). The model is served under the last
             part of it.
         adapters: Name → source (`oci://…@sha256:…`, `hf://…`, …); the runtime pulls them.
+        strengths: Of adapters, where a request names none; 1 for those not listed. They can be
+            changed by the annotation STRENGTHS_ANNOTATION of the InferenceService.
+        watch: Load adapters again when their tags move.
+        keys: Name of a Secret with the keys of clients under `keys`, one a line, and of those who
+            may load adapters under `admins`. None asks nobody for one.
+        registry_login: Name of a Secret of type kubernetes.io/dockerconfigjson.
 
     Raises:
         UsageError: a name or a source that can't be used.
@@ -50,6 +64,16 @@ def render(
                 f"model's name {served!r}"
             )
         args.append(f"--adapter={adapter}={source}")
+    strengths = strengths or {}
+    for adapter in strengths:
+        if adapter not in adapters:
+            raise UsageError(
+                f"strengths: there is no adapter {adapter!r}; there are {', '.join(adapters)}"
+            )
+    if watch:
+        args.append("--watch")
+    if keys:
+        args += [f"--api_keys={KEYS_DIR}/keys", f"--admin_keys={KEYS_DIR}/admins"]
     model: Object = {
         "modelFormat": {"name": contract.MODEL_FORMAT},
         "runtime": contract.RUNTIME_NAME,
@@ -58,6 +82,27 @@ def render(
     }
     if resources:
         model["resources"] = {"requests": dict(resources), "limits": dict(resources)}
+    predictor: Object = {"model": model}
+    secrets: list[tuple[str, str, str, list[dict[str, str]] | None]] = []
+    if keys:
+        secrets.append(("keys", keys, KEYS_DIR, None))
+    if registry_login:
+        model["env"] = [{"name": "DOCKER_CONFIG", "value": REGISTRY_LOGIN_DIR}]
+        items = [{"key": ".dockerconfigjson", "path": "config.json"}]
+        secrets.append(("registry-login", registry_login, REGISTRY_LOGIN_DIR, items))
+    if secrets:
+        # Whole folders, no subPath: a Secret that changes is read again.
+        model["volumeMounts"] = [
+            {"name": volume, "mountPath": path, "readOnly": True} for volume, _, path, _ in secrets
+        ]
+        predictor["volumes"] = [
+            {
+                "name": volume,
+                "secret": {"secretName": secret, **({"items": items} if items else {})},
+            }
+            for volume, secret, _, items in secrets
+        ]
+    values = ",".join(f"{adapter}={strength:g}" for adapter, strength in strengths.items())
     return {
         "apiVersion": "serving.kserve.io/v1beta1",
         "kind": "InferenceService",
@@ -65,8 +110,9 @@ def render(
             "name": name,
             "namespace": namespace,
             "labels": {contract.MANAGED_BY_LABEL: "peftjob"},
+            **({"annotations": {STRENGTHS_ANNOTATION: values}} if values else {}),
         },
-        "spec": {"predictor": {"model": model}},
+        "spec": {"predictor": predictor},
     }
 
 
@@ -90,6 +136,10 @@ def serving_runtime(namespace: str = "default") -> Object:
                 {"name": contract.MODEL_FORMAT, "version": "1", "autoSelect": True}
             ],
             "protocolVersions": ["v2"],
+            "annotations": {
+                "prometheus.kserve.io/port": str(PORT),
+                "prometheus.kserve.io/path": "/metrics",
+            },
             "containers": [
                 {
                     "name": contract.RUNTIME_CONTAINER,
@@ -99,6 +149,9 @@ def serving_runtime(namespace: str = "default") -> Object:
                         f"--model_dir={contract.MOUNTED_MODEL_DIR}",
                         f"--http_port={PORT}",
                         "--host=0.0.0.0",
+                        # Prometheus shows no key. (Answers and prompts are in no metric.)
+                        "--open_metrics",
+                        f"--adapter_strengths={{{{index .Annotations `{STRENGTHS_ANNOTATION}`}}}}",
                     ],
                     "ports": [{"containerPort": PORT, "name": "http1", "protocol": "TCP"}],
                     "env": [

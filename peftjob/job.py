@@ -5,15 +5,16 @@ it, kubernetes.
 """
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from peftjob import contract, filling, job_page
-from peftjob.errors import JobError, JobTimeoutError, NotFoundError
+from peftjob.errors import ClusterUnavailableError, JobError, JobTimeoutError, NotFoundError
 from peftjob.objects import Objects
 from peftjob.progress import Progress, Result, from_line, latest
-from peftjob.replicas import Replicas, first_error, names
+from peftjob.replicas import Replicas, first_error, held_up, names
 from peftjob.spec import PeftJobSpec
 from peftjob.view import view
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from peftjob.client import TrainingClient
 
 POLL_S = 0.5
+UNANSWERED_S = 300.0
+"""How long wait() and follow() bear an API that does not answer: an upgrade of its server."""
+SHOWN_LINES = 4000
+"""Of a log, for a notebook's picture."""
 ENDED = ("Succeeded", "Failed")
 
 
@@ -30,7 +35,7 @@ class Job:
     def __init__(self, client: "TrainingClient", name: str, namespace: str) -> None:
         self._client = client
         self._objects = Objects(client, namespace)
-        self._replicas = Replicas(client, name, namespace)
+        self._replicas = Replicas(self._objects, name)
         self.name = name
         self.namespace = namespace
 
@@ -39,11 +44,12 @@ class Job:
 
     def _repr_html_(self) -> str:
         """State, progress and loss curve, for a notebook."""
-        status = self.status
-        reason = self.failure() if status == "Failed" else None
+        state = self.describe()
+        history = [r for r in self._records(tail=SHOWN_LINES) if isinstance(r, Progress)]
+        reason = self.failure() if state == "Failed" else None
         with contextlib.suppress(JobError):
-            return job_page.render(self.name, self.describe(), self.history(), self.result())
-        return job_page.render(self.name, self.describe(), self.history(), None, reason=reason)
+            return job_page.render(self.name, state, history, self.result())
+        return job_page.render(self.name, state, history, None, reason=reason)
 
     def object(self) -> dict[str, Any]:
         """The PyTorchJob as the API has it.
@@ -87,11 +93,14 @@ class Job:
             return status
         waits_for = (job["metadata"].get("annotations") or {}).get(contract.WAITS_ANNOTATION)
         if waits_for:
-            return f"{status}, claim {waits_for} is being filled"
+            pods, names_of_fill = filling.standing(self.spec, self._objects)
+            why = held_up(pods) or (None if pods else self._objects.warning(*names_of_fill))
+            filled = f"{status}, claim {waits_for} is being filled"
+            return f"{filled}: {why}" if why else filled
         record = self.progress()
         if record is not None:
             return f"{status}, step {record.step} of {record.total_steps}"
-        return f"{status}, {self._replicas.before_training()}" if status != "Suspended" else status
+        return f"{status}, {self._before_training()}" if status != "Suspended" else status
 
     def progress(self) -> Progress | None:
         """Where the training stands: the newest record, with the newest value of what it lacks;
@@ -141,7 +150,7 @@ class Job:
             NotFoundError: the job has no such replica or container, or it has not started.
         """
         replica = self._check(replica, container)
-        return "".join(self._replicas.log(replica, container, follow=False))
+        return "".join(self._lines(replica, container))
 
     def follow(self, *, replica: str | None = None, container: str | None = None) -> Iterator[str]:
         """The lines of a replica's container as they come, until the job ends.
@@ -153,18 +162,29 @@ class Job:
             JobError: its inputs can't be had.
         """
         replica = self._check(replica, container)
-        seen = None
+        container = container or contract.TRAINER_CONTAINER
+        seen, shown, whole = None, 0, True
+        patience = Patience()
         while True:
-            ended = self.advance() in ENDED
-            run = self._replicas.newest_run(replica, container or contract.TRAINER_CONTAINER)
-            if run is not None and run != seen:
-                seen = run
-                for line in self._replicas.log(replica, container, follow=True):
-                    yield line.rstrip("\n")
-            elif ended:
-                return
-            else:
-                time.sleep(POLL_S)
+            try:
+                ended = self.advance() in ENDED
+                run = self._replicas.newest_run(replica, container)
+                if run is not None and (run != seen or not whole):
+                    # A log that broke off is read again; what was shown of it is not.
+                    shown = shown if run == seen else 0
+                    seen, whole = run, False
+                    lines = self._replicas.lines(replica, container, follow=True)
+                    for line in itertools.islice(lines, shown, None):
+                        shown += 1
+                        yield line.rstrip("\n")
+                    whole = True
+                elif ended:
+                    return
+                else:
+                    time.sleep(POLL_S)
+                patience.answered()
+            except ClusterUnavailableError as err:
+                patience.wait(err)
 
     def advance(self) -> str:
         """Resume the job if it waits for a read-only-many claim that is filled by now; its status.
@@ -201,10 +221,15 @@ class Job:
             with view() as shown:
                 return self.wait(timeout_s=timeout_s, on_poll=shown.update)
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        status, patience = "Pending", Patience()
         while True:
-            status = self.advance()
-            if on_poll:
-                on_poll(self)
+            try:
+                status = self.advance()
+                if on_poll:
+                    on_poll(self)
+                patience.answered()
+            except ClusterUnavailableError as err:
+                patience.wait(err)
             if status == "Succeeded":
                 return self
             if status == "Failed":
@@ -225,7 +250,11 @@ class Job:
         return str(failed[-1]) if failed else None
 
     def delete(self) -> None:
-        """Delete the job and what was made for it. The published adapter stays."""
+        """Delete the job and what was made for it.
+
+        An adapter that was published to a registry, a bucket or a claim of yours stays; one that
+        lies on the job's own output claim alone goes with it.
+        """
         self._client.delete_job(self.name, namespace=self.namespace)
 
     def _check(self, replica: str | None, container: str | None) -> str:
@@ -249,13 +278,52 @@ class Job:
         """What rank 0 has written; in an elastic job that may be any of the replicas."""
         for replica in names(self.object()):
             with contextlib.suppress(NotFoundError):
-                lines = self._replicas.log(replica, None, follow=False, tail=tail)
+                lines = self._lines(replica, None, tail=tail)
                 records = [record for line in lines if (record := from_line(line)) is not None]
                 if records:
                     return records
             if replica.startswith("master"):
                 return []
         return []
+
+    def _lines(
+        self, replica: str, container: str | None, *, tail: int | None = None
+    ) -> Iterator[str]:
+        """What a container has printed so far; NotFoundError where it has not started."""
+        try:
+            yield from self._replicas.lines(
+                replica, container or contract.TRAINER_CONTAINER, follow=False, tail=tail
+            )
+        except JobError as err:
+            self.object()
+            raise NotFoundError(
+                f"{self.name}-{replica} has printed nothing yet: it has not started"
+            ) from err
+
+    def _before_training(self) -> str:
+        pods = self._replicas.pods()
+        names_of_pods = [pod["metadata"]["name"] for pod in pods]
+        why = held_up(pods) or self._objects.warning(self.name, *names_of_pods)
+        return why or "starting"
+
+
+class Patience:
+    """How long a cluster that does not answer is asked again."""
+
+    def __init__(self, limit_s: float = UNANSWERED_S) -> None:
+        self._limit_s = limit_s
+        self._since: float | None = None
+
+    def answered(self) -> None:
+        self._since = None
+
+    def wait(self, err: ClusterUnavailableError) -> None:
+        """Wait a moment; raises `err` where it has been too many."""
+        now = time.monotonic()
+        self._since = self._since or now
+        if now - self._since > self._limit_s:
+            raise err
+        time.sleep(2 * POLL_S)
 
 
 def status_of(job: dict[str, Any]) -> str:

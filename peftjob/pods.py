@@ -2,20 +2,72 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
 
+from peftjob.kubernetes_values import ObjectName, Quantity, VariableName
 from peftjob.part import Part
 
 VERSION = "0.1.0"
 IMAGES = "ghcr.io/peftjob"
 
 
+class KubernetesPart(Part):
+    """A piece whose fields are Kubernetes' own, under its names for them: secretKeyRef."""
+
+    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True)
+
+    def render(self) -> dict[str, Any]:
+        """As the API has it."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class KeyOf(KubernetesPart):
+    """A key of a Secret or of a ConfigMap."""
+
+    name: ObjectName
+    key: str = Field(min_length=1)
+    optional: bool | None = None
+
+
+class FieldOf(KubernetesPart):
+    """A field of the pod."""
+
+    api_version: str | None = None
+    field_path: str
+
+
+class ResourceOf(KubernetesPart):
+    """A request or a limit of a container."""
+
+    container_name: str | None = None
+    resource: str
+    divisor: Quantity | None = None
+
+
+class EnvVarSource(KubernetesPart):
+    """Where the value of a variable comes from."""
+
+    secret_key_ref: KeyOf | None = None
+    config_map_key_ref: KeyOf | None = None
+    field_ref: FieldOf | None = None
+    resource_field_ref: ResourceOf | None = None
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.render()) != 1:
+            raise ValueError(
+                "give one of secretKeyRef, configMapKeyRef, fieldRef, resourceFieldRef"
+            )
+        return self
+
+
 class EnvVar(Part):
     """An environment variable: a literal `value`, or `value_from` as Kubernetes has it."""
 
-    name: str
+    name: VariableName
     value: str | None = None
-    value_from: dict[str, Any] | None = None
+    value_from: EnvVarSource | None = None
     """For example {"secretKeyRef": {"name": "hub", "key": "token"}}."""
 
     @model_validator(mode="after")
@@ -28,13 +80,13 @@ class EnvVar(Part):
 class Resources(Part):
     """Requests and limits as Kubernetes has them, for example {"nvidia.com/gpu": "1"}."""
 
-    requests: dict[str, str] = Field(default_factory=dict)
-    limits: dict[str, str] = Field(default_factory=dict)
+    requests: dict[str, Quantity] = Field(default_factory=dict)
+    limits: dict[str, Quantity] = Field(default_factory=dict)
     gpu_memory: str | None = None
     """Memory of each GPU, as a quantity (24Gi) or by its name (L4, A100-80), so that a job that
     can't fit is refused before anything is created. Kubernetes is not told; None checks in the
     pod."""
-    shared_memory: str | None = None
+    shared_memory: Quantity | None = None
     """Size of /dev/shm, as a quantity; None sets no limit but the container's own (a container
     gets 64 MiB by default, too little for NCCL)."""
 
@@ -46,8 +98,31 @@ class Images(Part):
     trainer: str = f"{IMAGES}/trainer:{VERSION}"
     pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     """None leaves it to Kubernetes: Always for the tag latest, IfNotPresent else."""
-    pull_secrets: tuple[str, ...] = ()
+    pull_secrets: tuple[ObjectName, ...] = ()
     """Names of Secrets of type kubernetes.io/dockerconfigjson."""
+
+
+class Toleration(KubernetesPart):
+    """A taint of nodes that the replicas put up with."""
+
+    key: str | None = None
+    operator: Literal["Exists", "Equal"] | None = None
+    """None is Equal."""
+    value: str | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """None is any."""
+    toleration_seconds: int | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit(self) -> Self:
+        exists = self.operator == "Exists"
+        if exists and self.value:
+            raise ValueError("operator Exists has no value; leave it out, or take Equal")
+        if not self.key and not exists:
+            raise ValueError("without a key, the operator is Exists: give one of them")
+        if self.toleration_seconds is not None and self.effect != "NoExecute":
+            raise ValueError("tolerationSeconds: is for effect NoExecute")
+        return self
 
 
 class Scheduling(Part):
@@ -56,12 +131,12 @@ class Scheduling(Part):
     instance_type: str | None = None
     """The node's label node.kubernetes.io/instance-type, such as Standard_NC24ads_A100_v4."""
     node_selector: dict[str, str] = Field(default_factory=dict)
-    tolerations: tuple[dict[str, Any], ...] = ()
+    tolerations: tuple[Toleration, ...] = ()
     """As Kubernetes has them: {"key": "nvidia.com/gpu", "operator": "Exists"}."""
     affinity: dict[str, Any] = Field(default_factory=dict)
     """As Kubernetes has it."""
-    priority_class: str | None = None
-    service_account: str | None = None
+    priority_class: ObjectName | None = None
+    service_account: ObjectName | None = None
     """None is the namespace's default. Its token is not mounted in either case."""
 
 

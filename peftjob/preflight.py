@@ -1,5 +1,5 @@
 """What is checked before anything is created: that the job fits, that its rows can be trained on,
-and that the queue, claims and Secrets that it names are there.
+that the queue, claims and Secrets that it names are there, and that its result is kept.
 
 May import the layers below the client.
 """
@@ -7,13 +7,15 @@ May import the layers below the client.
 import logging
 from collections.abc import Iterator
 
-from peftjob import estimate, local_data
+from peftjob import estimate, local_data, oci
 from peftjob.base_model import architecture_of, on_this_machine
-from peftjob.errors import JobError, ModelError, SourceError, SpecError
+from peftjob.errors import JobError, ModelError, SourceError, SpecError, UsageError
 from peftjob.manifest.container import source_claims
 from peftjob.objects import CLAIM, Object, Objects, was_denied
 from peftjob.pods import EnvVar
 from peftjob.spec import PeftJobSpec
+from provider import table
+from provider.base import shown
 
 log = logging.getLogger("peftjob")
 
@@ -24,17 +26,50 @@ def check(spec: PeftJobSpec, objects: Objects) -> None:
     Raises:
         OutOfMemoryError: the job can't fit into the memory that its resources name.
         DataError: the dataset is on this machine, and rows of it can't be trained on.
-        SpecError: a queue, claims or Secrets that it names are not in its namespace; all at once.
+        SpecError: a registry's name that is none; a queue, claims or Secrets that are not in its
+            namespace, or a result that nothing would keep, all at once.
     """
+    check_addresses(spec)
     check_fits(spec)
     local_data.check(spec)
     problems = [
+        *_lost_result(spec, objects),
         *_missing_queue(spec, objects),
         *_missing_claims(spec, objects),
         *_missing_secrets(spec, objects),
     ]
     if problems:
         raise SpecError(problems)
+
+
+def check_addresses(spec: PeftJobSpec) -> None:
+    """Refuse a registry's name that is none; warn of sources that are not known here.
+
+    The images may have providers that this machine lacks, and tell it themselves if they don't.
+
+    Raises:
+        SpecError: the name is none, which would be seen when the training is done.
+    """
+    registry = spec.output.registry
+    if registry is not None:
+        try:
+            oci.Reference.parse(registry.ref)
+        except UsageError as err:
+            raise SpecError([f"output.registry.ref: {err}"]) from err
+    known = table.schemes()
+    for path, source in (
+        ("base_model.source", spec.base_model.source),
+        ("dataset.source", spec.dataset.source),
+    ):
+        scheme = source.partition("://")[0].lower()
+        if scheme not in known:
+            log.warning(
+                "%s: %s: is there a provider of %s:// in the image? Known here are %s",
+                spec.name,
+                path,
+                scheme,
+                ", ".join(f"{name}://" for name in known),
+            )
 
 
 def check_fits(spec: PeftJobSpec) -> None:
@@ -61,9 +96,40 @@ def check_fits(spec: PeftJobSpec) -> None:
     log.warning(
         "%s: whether %s fits into the memory is seen when the job starts, not now: %s",
         spec.name,
-        spec.base_model.source,
+        shown(spec.base_model.source),
         reason,
     )
+
+
+def _lost_result(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
+    """The output claim goes with the job; a local cluster's own registry does not."""
+    seconds = spec.run_policy.ttl_after_finished_s
+    if seconds is None or objects.are_local or _is_kept(spec):
+        return
+    yield (
+        f"run_policy.ttl_after_finished_s: {seconds} s after its end the job would be deleted and "
+        "the only copy of the adapter with it; give output a registry, an upload or a claim"
+    )
+
+
+def _is_kept(spec: PeftJobSpec) -> bool:
+    """Whether the adapter is there when the job is not."""
+    output = spec.output
+    if output.upload or output.claim:
+        return True
+    if output.registry is None:
+        return False
+    image = oci.Reference.parse(output.registry.ref)
+    return image.host is not None or any(
+        image.path.startswith(f"{volume.mount_path}/")
+        and not volume.read_only
+        and not _LASTING.isdisjoint(volume.source)
+        for volume in spec.volumes
+    )
+
+
+_LASTING = frozenset(("persistentVolumeClaim", "csi"))
+"""Volumes of the user's that the job does not take along."""
 
 
 def _missing_queue(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
@@ -138,6 +204,6 @@ def _references(
     path: str, variables: tuple[EnvVar, ...]
 ) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     for variable in variables:
-        reference = (variable.value_from or {}).get("secretKeyRef") or {}
-        if reference.get("name") and not reference.get("optional"):
-            yield f"{path}.{variable.name}", reference["name"], (reference.get("key", ""),)
+        reference = variable.value_from and variable.value_from.secret_key_ref
+        if reference and not reference.optional:
+            yield f"{path}.{variable.name}", reference.name, (reference.key,)

@@ -54,6 +54,8 @@ class Result(BaseModel):
     event: Literal["result"] = "result"
     adapter: str
     """Reference of the adapter image, with its digest."""
+    uploaded: str | None = None
+    """Where the adapter's files are as well: hf://org/name@commit, s3://bucket/prefix/."""
     base_model: str
     steps: int
     tokens: int

@@ -1,30 +1,20 @@
 """The pods of a job: their states, last words and logs, read from the cluster each time."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from peftjob import contract
-from peftjob.errors import NotFoundError
-from peftjob.objects import api_message
-
-if TYPE_CHECKING:
-    from peftjob.client import TrainingClient
-
-Object = dict[str, Any]
+from peftjob.objects import Object, Objects
 
 
 class Replicas:
     """The pods of the PyTorchJob of that name."""
 
-    def __init__(self, client: "TrainingClient", job: str, namespace: str) -> None:
-        self._client = client
+    def __init__(self, objects: Objects, job: str) -> None:
+        self._objects = objects
         self._job = job
-        self._namespace = namespace
 
     def pods(self) -> list[Object]:
-        client = self._client
-        pods = client.get_job_pods(self._job, namespace=self._namespace)
-        return [client.core_api.api_client.sanitize_for_serialization(pod) for pod in pods]
+        return self._objects.pods(f"training.kubeflow.org/job-name={self._job}")
 
     def newest_run(self, replica: str, container: str) -> tuple[str, int] | None:
         """(pod uid, restarts before it) of the newest run of a container; None before the first."""
@@ -40,58 +30,45 @@ class Replicas:
                         return uid, restarts - 1
         return None
 
-    def before_training(self) -> str:
-        """What holds up pods that don't train yet, in a few words."""
-        for pod in self.pods():
-            for entry in pod["status"].get("initContainerStatuses") or ():
-                if "running" in (entry.get("state") or {}):
-                    waits = "worker" in pod["metadata"]["name"]
-                    return "waiting for inputs" if waits else "fetching inputs"
-            for condition in pod["status"].get("conditions") or ():
-                if condition["type"] == "PodScheduled" and condition["status"] == "False":
-                    return str(condition.get("message") or "unschedulable")
-            for entry in _statuses(pod):
-                waiting = (entry.get("state") or {}).get("waiting") or {}
-                if waiting.get("message") and waiting.get("reason") != "PodInitializing":
-                    return f"{waiting['reason']}: {waiting['message']}"
-        return "starting"
-
     def termination_messages(self) -> list[str]:
         """The last words of every container that has ended."""
         return [message for pod in self.pods() for message in last_words(pod)]
 
-    def log(
-        self, replica: str, container: str | None, *, follow: bool, tail: int | None = None
+    def lines(
+        self, replica: str, container: str, *, follow: bool, tail: int | None = None
     ) -> Iterator[str]:
         """The lines that a container has printed.
 
         Raises:
-            NotFoundError: it has not started.
+            JobError: it has not started.
+            ClusterUnavailableError: the log breaks off.
         """
-        from kubernetes.client import ApiException
-
-        try:
-            response = self._client.core_api.read_namespaced_pod_log(
-                f"{self._job}-{replica}",
-                self._namespace,
-                container=container or contract.TRAINER_CONTAINER,
-                follow=follow,
-                _preload_content=False,
-                **({"tail_lines": tail} if tail else {}),
-            )
-        except ApiException as err:
-            if err.status not in (400, 404):
-                raise
-            detail = api_message(err) or f"replica {replica!r} has not started"
-            raise NotFoundError(f"no log of {self._job}-{replica}: {detail}") from err
         rest = b""
-        for chunk in response.stream(amt=None, decode_content=False):
+        pod = f"{self._job}-{replica}"
+        for chunk in self._objects.log(pod, container, follow=follow, tail=tail):
             rest += chunk
             *lines, rest = rest.split(b"\n")
             for line in lines:
                 yield line.decode(errors="replace") + "\n"
         if rest:
             yield rest.decode(errors="replace")
+
+
+def held_up(pods: Iterable[Object]) -> str | None:
+    """What keeps pods from their main container, in a few words; None where nothing is seen."""
+    for pod in pods:
+        for entry in pod["status"].get("initContainerStatuses") or ():
+            if "running" in (entry.get("state") or {}):
+                waits = "--wait" in _args(pod, entry["name"])
+                return "waiting for inputs" if waits else "fetching inputs"
+        for condition in pod["status"].get("conditions") or ():
+            if condition["type"] == "PodScheduled" and condition["status"] == "False":
+                return str(condition.get("message") or "unschedulable")
+        for entry in _statuses(pod):
+            waiting = (entry.get("state") or {}).get("waiting") or {}
+            if waiting.get("message") and waiting.get("reason") != "PodInitializing":
+                return f"{waiting['reason']}: {waiting['message']}"
+    return None
 
 
 def last_words(pod: Object) -> Iterator[str]:
@@ -122,6 +99,11 @@ def names(job: Mapping[str, Any]) -> dict[str, Object]:
         if kind in specs
         for index in range(specs[kind].get("replicas") or 1)
     }
+
+
+def _args(pod: Object, container: str) -> list[str]:
+    containers = pod["spec"].get("initContainers") or ()
+    return next((c.get("args") or [] for c in containers if c["name"] == container), [])
 
 
 def _statuses(pod: Object) -> list[Object]:

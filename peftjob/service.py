@@ -1,5 +1,6 @@
 """An InferenceService: whether it is ready, where it answers, and a question to it."""
 
+import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from peftjob.errors import JobError, JobTimeoutError, NotFoundError
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
 
+KEY_ENV = "OPENAI_API_KEY"
 INFERENCE_API = ("serving.kserve.io", "v1beta1")
 POLL_S = 0.2
 READY_TIMEOUT_S = 600.0
@@ -72,11 +74,14 @@ class Service:
                 )
             time.sleep(POLL_S)
 
-    def ask(self, question: str, *, model: str, max_tokens: int = 256) -> str:
+    def ask(
+        self, question: str, *, model: str, max_tokens: int = 256, key: str | None = None
+    ) -> str:
         """One answer, greedily decoded.
 
         Args:
             model: The name of an adapter, or of the base model.
+            key: One of the keys that the server asks for; None takes $OPENAI_API_KEY.
 
         Raises:
             JobError: the server is not ready, or refused the question.
@@ -84,6 +89,7 @@ class Service:
         url = self.url
         if url is None:
             raise JobError(f"the server {self.name!r} is not ready yet; wait() for it")
+        key = key or os.environ.get(KEY_ENV)
         body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],
@@ -91,7 +97,12 @@ class Service:
             "temperature": 0,
         }
         try:
-            answer = requests.post(f"{url}/openai/v1/chat/completions", json=body, timeout=(5, 600))
+            answer = requests.post(
+                f"{url}/openai/v1/chat/completions",
+                json=body,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=(5, 600),
+            )
             data = answer.json()
         except requests.RequestException as err:
             raise JobError(f"the server {self.name!r} at {url} does not answer: {err}") from err

@@ -3,8 +3,7 @@
 A spec comes from keyword arguments, JSON, YAML or the stock client's arguments (stock.py), and is
 the only configuration that the containers get (PEFTJOB_SPEC). It never holds a secret value: a
 secret is named, as a Secret and a key. Unknown fields are errors, and all problems are reported
-together, each with its path. May import part, method, training,
-training_arguments, errors and contract.
+together, each with its path. May import its parts, problems, errors and contract.
 """
 
 import json
@@ -12,14 +11,23 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from peftjob import training_arguments
+from peftjob import problems
 from peftjob.credentials import Secrets
 from peftjob.errors import SpecError
-from peftjob.method import IA3, Lora, Method, PrefixTuning, PromptTuning, QLora, Task
+from peftjob.kubernetes_values import ObjectName
+from peftjob.method import Lora, Method, Task
 from peftjob.part import Part
 from peftjob.pods import Elastic, EnvVar, Images, Resources, RunPolicy, Scheduling
+from peftjob.source_uris import SourceUri
 from peftjob.training import Training
 from peftjob.volumes import Output, Storage, Volume
 
@@ -28,19 +36,10 @@ NAME_MAX_LENGTH = 50
 """The operator derives pod and service names (`<job>-worker-12`) that must stay within 63."""
 
 
-def _uri(value: str) -> str:
-    if "://" not in value:
-        raise ValueError(
-            f"{value!r} has no scheme; write for example hf://org/name, https://host/file.jsonl "
-            "or file:///absolute/path"
-        )
-    return value
-
-
 class BaseModelSource(Part):
     """The base model."""
 
-    source: str
+    source: SourceUri
     """URI of a folder in the Hugging Face format: hf://org/name, file:///path, https://…"""
     revision: str | None = None
     """Branch, tag or commit of a hub repository; None is its main branch."""
@@ -49,13 +48,11 @@ class BaseModelSource(Part):
     the pod (absolute, or relative to the model's folder), or preset://NAME (chatml, llama-3, gemma,
     mistral, phi-3, phi-4). None takes the tokenizer's."""
 
-    _check = field_validator("source")(_uri)
-
 
 class DatasetSource(Part):
     """The dataset, and which of its rows are trained on and which are held out."""
 
-    source: str
+    source: SourceUri
     """URI of a file or a folder: hf://org/name, https://host/a.jsonl, file:///path."""
     revision: str | None = None
     """Branch, tag or commit of a hub repository; None is its main branch."""
@@ -75,8 +72,6 @@ class DatasetSource(Part):
     "completion": "answer"}. Columns that are not named keep their names."""
     shuffle: bool = True
     """Train on the rows in an order drawn by the seed, anew each epoch; False keeps the files'."""
-
-    _check = field_validator("source")(_uri)
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> Self:
@@ -117,6 +112,14 @@ class TrainerParams(Part):
         return StockForm(self.training)
 
 
+def _number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+    # Else pydantic would report what is wrong with a number and what is wrong with "auto".
+    try:
+        return validate(value)
+    except ValidationError:
+        raise ValueError(f"{value!r} is neither a number above 0 nor 'auto'") from None
+
+
 class PeftJobSpec(Part):
     """A tuning job: base model + dataset + method → adapter."""
 
@@ -134,7 +137,9 @@ class PeftJobSpec(Part):
     num_workers: int = Field(default=1, gt=0)
     """Replicas in all: one Master and num_workers - 1 Workers; num_workers Workers to begin with
     where the job is elastic."""
-    num_procs_per_worker: Annotated[int, Field(gt=0)] | Literal["auto"] = 1
+    num_procs_per_worker: Annotated[
+        Annotated[int, Field(gt=0)] | Literal["auto"], WrapValidator(_number_or_auto)
+    ] = 1
     """Processes a replica, one a GPU; "auto" takes as many as it has GPUs."""
     resources: Resources = Resources()
     """Of a replica."""
@@ -157,7 +162,7 @@ class PeftJobSpec(Part):
     """None is a job of a fixed number of replicas."""
     labels: dict[str, str] = Field(default_factory=dict)
     annotations: dict[str, str] = Field(default_factory=dict)
-    queue_name: str | None = None
+    queue_name: ObjectName | None = None
     """Kueue's local queue."""
 
     @field_validator("name")
@@ -183,6 +188,30 @@ class PeftJobSpec(Part):
                 f"{namespace!r} is no namespace: lower-case letters, digits and '-', at most 63"
             )
         return namespace
+
+    @field_validator("env", "init_env")
+    @classmethod
+    def _variables_differ(cls, variables: tuple[EnvVar, ...]) -> tuple[EnvVar, ...]:
+        _refuse_twice("a variable is called", [variable.name for variable in variables])
+        return variables
+
+    @field_validator("volumes")
+    @classmethod
+    def _volumes_differ(cls, volumes: tuple[Volume, ...]) -> tuple[Volume, ...]:
+        _refuse_twice("a volume is called", [volume.name for volume in volumes])
+        _refuse_twice("a volume is mounted at", [volume.mount_path for volume in volumes])
+        return volumes
+
+    @model_validator(mode="after")
+    def _all_replicas_can_mount_the_inputs(self) -> Self:
+        if "ReadWriteOncePod" in self.storage.access_modes and (
+            self.num_workers > 1 or self.elastic
+        ):
+            raise ValueError(
+                "storage.access_modes: ReadWriteOncePod is for one pod, and the job has more; take "
+                "ReadWriteMany"
+            )
+        return self
 
     @model_validator(mode="after")
     def _elastic_bounds_hold_the_workers(self) -> Self:
@@ -230,7 +259,7 @@ class PeftJobSpec(Part):
         try:
             return cls.model_validate(data)
         except ValidationError as err:
-            raise SpecError(_problems(err)) from err
+            raise SpecError(problems.told(err, root=cls, data=data)) from err
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -247,65 +276,13 @@ class PeftJobSpec(Part):
 
     def to_json(self) -> str:
         """The spec as compact JSON with every default written out and keys in a fixed order."""
-        return json.dumps(
-            self.model_dump(mode="json", exclude_none=True), separators=(",", ":"), sort_keys=True
-        )
+        data = self.model_dump(mode="json", exclude_none=True)
+        # The one field whose None is not its default.
+        data["run_policy"].setdefault("backoff_limit", None)
+        return json.dumps(data, separators=(",", ":"), sort_keys=True)
 
 
-_NOT_SHOWN = ("secrets", "env", "init_env")
-"""Fields in which somebody may have put a secret's value."""
-
-
-def _problems(err: ValidationError) -> list[str]:
-    lines = []
-    for item in err.errors(include_url=False):
-        loc = _without_tag(item["loc"])
-        path = ".".join(str(part) for part in loc) or "spec"
-        if item["type"] == "extra_forbidden":
-            message = "unknown field; " + _known_fields(item["loc"])
-        elif item["type"] == "missing":
-            message = "is missing"
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            shown = item["type"] != "value_error" and loc[0] not in _NOT_SHOWN
-            if shown and not isinstance(item["input"], dict | list):
-                message += f" (got {item['input']!r})"
-        # A rule about several fields names them itself.
-        lines.append(message if not loc and item["type"] == "value_error" else f"{path}: {message}")
-    return lines
-
-
-_METHODS = {
-    "lora": Lora,
-    "qlora": QLora,
-    "ia3": IA3,
-    "prefix": PrefixTuning,
-    "prompt": PromptTuning,
-}
-
-
-def _without_tag(loc: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """A path as the user wrote it: pydantic puts the method's type after `method`."""
-    return (loc[0], *loc[2:]) if loc[:1] == ("method",) and loc[1:2] != () else loc
-
-
-def _known_fields(loc: tuple[str | int, ...]) -> str:
-    """The nearest known names to the unknown one at `loc`, or all that there are."""
-    import difflib
-
-    part: Any = PeftJobSpec
-    for step in loc[:-1]:
-        if part is PeftJobSpec and step == "method":
-            part = _METHODS[str(loc[1])]
-            break
-        field = part.model_fields.get(step) if hasattr(part, "model_fields") else None
-        if field is None:
-            return "see PeftJobSpec"
-        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
-        part = next((c for c in candidates if hasattr(c, "model_fields")), None)
-    names = list(getattr(part, "model_fields", {}))
-    said = training_arguments.advice(str(loc[-1])) if part is Training else None
-    if said is not None:
-        return said
-    near = difflib.get_close_matches(str(loc[-1]), names, n=3)
-    return "did you mean " + " or ".join(near) + "?" if near else "known are " + ", ".join(names)
+def _refuse_twice(what: str, names: list[str]) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what} {twice!r} twice; leave one out")

@@ -118,7 +118,7 @@ def model_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
 def task_from_stock(payload: Mapping[str, Any]) -> dict[str, Any]:
     """A spec's task and num_labels from HuggingFaceModelParams' fields."""
     kind = payload.get("transformer_type") or "AutoModelForCausalLM"
-    kind = kind if isinstance(kind, str) else kind.__name__
+    kind = kind if isinstance(kind, str) else getattr(kind, "__name__", type(kind).__name__)
     if kind not in TASKS:
         raise SpecError([f"transformer_type: {kind} can't be tuned; {', '.join(TASKS)} can"])
     task, labels = TASKS[kind], payload.get("num_labels")

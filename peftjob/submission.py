@@ -6,12 +6,12 @@ first one is made.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from peftjob import contract, filling, manifest
 from peftjob.errors import ConflictError, JobError, PeftJobError
-from peftjob.manifest.names import common_claim
-from peftjob.objects import CLAIM, Object, Objects, reference
+from peftjob.objects import CLAIM, Object, Objects, is_going, reference
 from peftjob.spec import PeftJobSpec
 
 COLLECTION_WAIT_S = 60.0
@@ -30,13 +30,9 @@ def submit(spec: PeftJobSpec, objects: Objects) -> None:
             f"a job {spec.name!r} is there already; choose another name or delete it first"
         )
     claims = [claim for claim in manifest.render_claims(spec) if _needed(claim, objects)]
-    fills = spec.storage.mode == "read-only-many" and not filling.is_filled(spec, objects)
-    job = manifest.render_job(spec, suspend=True if fills else None)
-    if fills:
-        notes = job["metadata"].setdefault("annotations", {})
-        notes[contract.WAITS_ANNOTATION] = common_claim(spec)
-    rest = manifest.render_fill(spec) if fills else []
-    for body in (job, *claims, *rest):
+    fills = spec.storage.mode == "read-only-many"
+    job = manifest.render_job(spec)
+    for body in (job, *claims, *(manifest.render_fill(spec) if fills else ())):
         _try(body, objects)
     created = [objects.create(job)]
     try:
@@ -45,12 +41,24 @@ def submit(spec: PeftJobSpec, objects: Objects) -> None:
             if not (spec.storage.reuse and _is_for_inputs(claim)):
                 claim["metadata"]["ownerReferences"] = [owner]
             created.append(objects.create(claim))
-        if spec.storage.mode == "read-only-many":
-            filling.begin(spec, objects, owner, created)
-    except PeftJobError:
-        for body in reversed(created):
-            objects.delete(body["kind"], body["metadata"]["name"])
+        if fills:
+            filling.begin(spec, objects, created[0], created)
+            # Where the inputs are there already, the job need not wait for anybody.
+            filling.advance(created[0], spec, objects)
+    except BaseException:
+        _remove(created, objects)
         raise
+
+
+def _remove(created: Sequence[Object], objects: Objects) -> None:
+    """Take back what was made: the PyTorchJob takes along what it owns, unless others own it too.
+
+    What fails here must not hide why it is done.
+    """
+    for body in created:
+        if body["kind"] == "PyTorchJob" or not body["metadata"].get("ownerReferences"):
+            with suppress(PeftJobError):
+                objects.delete(body["kind"], body["metadata"]["name"])
 
 
 def _is_for_inputs(claim: Object) -> bool:
@@ -84,13 +92,14 @@ def _needed(claim: Mapping[str, Object], objects: Objects) -> bool:
         if found is None:
             return True
         owners = found["metadata"].get("ownerReferences") or ()
-        # Left from a deleted job, the cluster is about to remove it.
-        if not owners or any(_is_there(o, objects) for o in owners) or time.monotonic() > deadline:
+        # Left from a deleted job, or deleted itself, the cluster is about to remove it.
+        stays = not owners or any(_is_there(owner, objects) for owner in owners)
+        if (stays and not is_going(found)) or time.monotonic() > deadline:
             break
         time.sleep(0.2)
     wanted = (metadata.get("annotations") or {}).get(contract.INPUTS_ANNOTATION)
     has = (found["metadata"].get("annotations") or {}).get(contract.INPUTS_ANNOTATION)
-    if not owners and wanted and wanted == has:
+    if not owners and wanted and wanted == has and not is_going(found):
         return False
     raise ConflictError(
         f"a claim {name!r} is in namespace {objects.namespace!r} and was not made for these "
@@ -100,5 +109,7 @@ def _needed(claim: Mapping[str, Object], objects: Objects) -> bool:
 
 
 def _is_there(owner: Object, objects: Objects) -> bool:
+    if owner["kind"] != "PyTorchJob":
+        return True
     found = objects.find("PyTorchJob", owner["name"])
     return found is not None and found["metadata"]["uid"] == owner["uid"]

@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from peftjob import contract
+from peftjob.kubernetes_values import MountPath, ObjectName, Quantity
 from peftjob.part import Part
 
 AccessMode = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
@@ -34,10 +35,10 @@ class Storage(Part):
     a Job of its own, and a ReadOnlyMany clone of it that every replica mounts. per-replica: an
     emptyDir, filled in every replica. existing: a claim that you filled, with model/ and dataset/
     in it."""
-    claim: str | None = None
+    claim: ObjectName | None = None
     """Name of the existing claim; only with mode existing."""
-    size: str = "10Gi"
-    storage_class: str | None = None
+    size: Quantity = "10Gi"
+    storage_class: ObjectName | None = None
     """None takes the cluster's default class."""
     access_modes: tuple[AccessMode, ...] = ()
     """Of the claim of mode shared; empty means ReadWriteMany with several workers, ReadWriteOnce
@@ -54,6 +55,11 @@ class Storage(Part):
             raise ValueError(f"reuse: with mode {self.mode!r} there is nothing of ours to keep")
         if self.access_modes and self.mode != "shared":
             raise ValueError(f"access_modes: are of mode 'shared'; mode {self.mode!r} has its own")
+        if set(self.access_modes) == {"ReadOnlyMany"}:
+            raise ValueError(
+                "access_modes: a claim that is ReadOnlyMany alone can't be filled; take "
+                "ReadWriteMany, or mode 'read-only-many'"
+            )
         return self
 
 
@@ -74,12 +80,12 @@ class Output(Part):
     on the output volume of a real cluster."""
     upload: str | None = None
     """s3://bucket/prefix or hf://org/name[@branch]: the adapter's files go there as well."""
-    claim: str | None = None
+    claim: ObjectName | None = None
     """An existing claim for checkpoints and the adapter, in a folder named as the job. None makes
     a claim that is deleted with the job."""
-    size: str = "10Gi"
+    size: Quantity = "10Gi"
     """Size of the output claim, as a Kubernetes quantity."""
-    storage_class: str | None = None
+    storage_class: ObjectName | None = None
     """None takes the cluster's default class."""
 
     @field_validator("upload")
@@ -100,7 +106,7 @@ class Volume(Part):
     """A volume of yours in the pods."""
 
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
-    mount_path: str = Field(pattern=r"^/.+")
+    mount_path: MountPath
     source: dict[str, dict[str, object]]
     """As Kubernetes has it: {"persistentVolumeClaim": {"claimName": "corpus"}}."""
     read_only: bool = True
@@ -126,9 +132,27 @@ class Volume(Part):
                 f"{', '.join(source) or 'nothing'}: give one of {', '.join(RESTRICTED_SOURCES)} "
                 "(Pod Security 'restricted' allows no other)"
             )
+        ((kind, fields),) = source.items()
+        field = _NAMED_BY.get(kind)
+        if field is not None and not (isinstance(fields.get(field), str) and fields[field]):
+            raise ValueError(f"{kind}.{field}: is missing; give the name of one that is there")
         return source
 
+    @field_validator("sub_path")
+    @classmethod
+    def _stays_in_the_volume(cls, path: str | None) -> str | None:
+        if path is not None and (path.startswith("/") or ".." in path.split("/")):
+            raise ValueError(f"{path!r} leaves the volume; give a relative path without '..'")
+        return path
 
+
+_NAMED_BY = {
+    "configMap": "name",
+    "csi": "driver",
+    "persistentVolumeClaim": "claimName",
+    "secret": "secretName",
+}
+"""The field without which a source names nothing."""
 RESTRICTED_SOURCES = (
     "configMap",
     "csi",

@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from peftjob.errors import SourceUnavailableError
+from provider.checksums import Checksum, git_blob, sha256
 
 Kind = Literal["model", "dataset"]
 
@@ -76,17 +77,30 @@ class RemoteFile:
     """Relative, with '/' between its parts."""
     open: Callable[[int], Body]
     """Open for reading, if possible at the given offset."""
+    open_range: Callable[[int, int], Body] | None = None
+    """Open from an offset up to another one; where it is given, several connections read a big
+    file at once."""
     size: int | None = None
     """Bytes."""
     sha256: str | None = None
     """Expected digest, in hex."""
     git_oid: str | None = None
     """Expected git blob id (SHA-1 over a header and the content), in hex."""
+    ask_checksum: Callable[[], Checksum | None] | None = None
+    """Asks the source for a checksum of another kind, when the file is about to be read."""
     version: str | None = None
     """Changes when the content does (ETag, modification time). A file with neither digest nor
     version is never resumed, because what is there already may be of another content."""
     take: Path | None = None
     """A regular file under Request.scratch to be moved into place instead of being read."""
+
+    @property
+    def checksums(self) -> list[Checksum]:
+        """The checksums that are known beforehand."""
+        known = [sha256(self.sha256)] if self.sha256 else []
+        if self.git_oid and self.size is not None:
+            known.append(git_blob(self.git_oid, self.size))
+        return known
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +113,10 @@ class Listing:
     folder: bool = False
     """True for a folder or repository, of which only what a model or a dataset needs is fetched
     (provider.selection) when the request names no files. False fetches all that is listed."""
+    unpack: Callable[[Path, Path], Path] | None = None
+    """For files that hold others, as an image's layers do: they are all fetched, and this takes the
+    folder that they are in and a path for a folder, fills that one, and returns where in it the
+    files are that the URI stands for. Of these is chosen."""
 
 
 class Provider(Protocol):
@@ -138,20 +156,50 @@ class Transfer:
 
     uri: str
     path: str
-    """Of the file under way."""
+    """Of the file that moved on; others may be under way at the same time."""
+    file_bytes: int
+    """Of this file, resumed bytes included."""
+    file_total_bytes: int | None
+    """None where its size is unknown beforehand."""
+    file_bytes_per_s: float
+    """Of this file, over the last seconds."""
     done_bytes: int
     """Of all files, resumed bytes included."""
     total_bytes: int | None
     """Of all files; None where a size is unknown beforehand."""
     done_files: int
     total_files: int
+    bytes_per_s: float
+    """Of all files, over the last seconds."""
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds until all files are there at this rate; None where that can't be told."""
+        return _eta_s(self.done_bytes, self.total_bytes, self.bytes_per_s)
+
+    @property
+    def file_eta_s(self) -> float | None:
+        """Seconds until this file is there at its rate; None where that can't be told."""
+        return _eta_s(self.file_bytes, self.file_total_bytes, self.file_bytes_per_s)
+
+
+def _eta_s(done: int, total: int | None, bytes_per_s: float) -> float | None:
+    if total is None or (total > done and bytes_per_s <= 0):
+        return None
+    return (total - done) / bytes_per_s if total > done else 0.0
 
 
 def shown(uri: str) -> str:
     """The URI without user, password, query and fragment: these may hold keys and signatures."""
+    if uri.startswith(("http://", "https://")):
+        return " ".join(_shown(one) for one in uri.split())
+    return _shown(uri)
+
+
+def _shown(uri: str) -> str:
     try:
         parts = urlsplit(uri)
     except ValueError:
-        return uri.partition("?")[0].partition("#")[0]
+        return uri.partition("?")[0].partition("#")[0].rpartition("@")[2]
     host = parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else parts.netloc
     return f"{parts.scheme}://{host}{parts.path}"

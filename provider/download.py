@@ -1,66 +1,104 @@
-"""One file: its bytes gathered over as many connections as it takes, and checked.
+"""One range of a file: its bytes gathered over as many connections as it takes.
 
-May import peftjob.errors and provider.{base,retry}.
+May import peftjob.errors and provider.{base,part,retry}.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from peftjob.errors import PeftJobError, SourceError
 from provider.base import Body, FileRecord, RemoteFile, Unavailable
+from provider.part import FILE_MODE, Part, Span
 from provider.retry import Attempts
 
-FILE_MODE = 0o644
-"""Another user reads what is fetched: workers mount it, whatever their uid."""
-
-REREAD_BYTES = 1024 * 1024
 PROGRESS_BYTES = 1024 * 1024
 """A source that breaks off again and again is asked again as long as this much came in between."""
 
-OnBytes = Callable[[int], None]
-"""Called with the bytes of this file that are there."""
+STALLED_S = 120.0
+"""The longest that one chunk may take. A connection that is silent for provider.http's read timeout
+ends by itself; this ends one that goes on a byte at a time, and a provider that hangs."""
 
 
-def download(file: RemoteFile, part: Path, *, source: str, on_bytes: OnBytes) -> FileRecord:
-    """Gather `file` in `part`, going on from what is there if that can be trusted; sync it.
+class Stopped(Exception):  # noqa: N818  (no error: another file's is being raised)
+    """The fetch is over: another connection has failed."""
+
+
+@dataclass(slots=True)
+class Connection:
+    """What one thread of a fetch is reading; another thread may end it."""
+
+    stopping: threading.Event
+    """Set when the fetch is over."""
+    since: float | None = None
+    """When it began to wait for what it waits for now; None: for nothing of a source's."""
+    _chunks: Any = field(default=None, repr=False)
+
+    def reading(self, chunks: Any) -> None:
+        """Wait for the chunks' next."""
+        self._chunks, self.since = chunks, time.monotonic()
+
+    def idle(self) -> None:
+        """Wait for nothing."""
+        self._chunks = self.since = None
+
+    @property
+    def stalled(self) -> bool:
+        since = self.since
+        return since is not None and time.monotonic() - since > STALLED_S
+
+    def interrupt(self) -> None:
+        """End the read under way, from another thread, where the source can do that."""
+        shut = getattr(self._chunks, "interrupt", None)
+        if shut is not None:
+            shut()
+
+
+def fill(
+    part: Part,
+    span: Span,
+    file: RemoteFile,
+    *,
+    source: str,
+    connection: Connection,
+    on_bytes: Callable[[], None],
+) -> None:
+    """Read a span of the part to its end, connecting again when a connection breaks.
 
     Raises:
         SourceError: the file is not what its source announced.
         Unavailable: the source broke off, after bounded retries.
         OSError: of the disk.
     """
-    if not (file.sha256 or file.git_oid or file.version):
-        part.unlink(missing_ok=True)
-    with part.open("r+b" if part.exists() else "w+b") as out:
-        os.fchmod(out.fileno(), FILE_MODE)
-        work = _Download(file, out, source=source, on_bytes=on_bytes)
-        work.complete()
-        problem = work.problem()
-        if problem and work.pieced:
-            # A piece that came earlier may be what is damaged: once more, from nothing.
-            work.restart()
-            work.complete()
-            problem = work.problem()
-        if problem:
-            raise SourceError(
-                f"{file.path} of {source} is damaged: {problem}; it was not kept, check the source"
-            )
-        out.flush()
-        os.fsync(out.fileno())
-        return FileRecord(file.path, work.size, work.sha256.hexdigest())
+    attempts = Attempts()
+    while not span.full:
+        if connection.stopping.is_set():
+            raise Stopped
+        before = span.reached
+        try:
+            _read_on(part, span, file, source, connection, on_bytes)
+            return
+        except Unavailable as err:
+            connection.idle()
+            if span.reached - before >= PROGRESS_BYTES:
+                attempts.progressed()
+            if not connection.stopping.is_set():
+                attempts.failed(err)
 
 
-def record_of(file: RemoteFile, path: Path) -> FileRecord:
+def record_of(path: str, file: Path) -> FileRecord:
     """Measure, open up to readers and sync a file that is on this disk already."""
-    with path.open("rb") as handle:
+    with file.open("rb") as handle:
         os.fchmod(handle.fileno(), FILE_MODE)
         sha256 = hashlib.file_digest(handle, "sha256")
         os.fsync(handle.fileno())
-        return FileRecord(file.path, handle.tell(), sha256.hexdigest())
+        return FileRecord(path, handle.tell(), sha256.hexdigest())
 
 
 @contextmanager
@@ -79,103 +117,69 @@ def provider_errors(source: str) -> Iterator[None]:
         raise SourceError(f"the provider of {source} failed: {type(err).__name__}: {err}") from err
 
 
-class _Download:
-    """A file under way: what is written and what it sums up to always agree."""
-
-    def __init__(self, file: RemoteFile, out: BinaryIO, *, source: str, on_bytes: OnBytes) -> None:
-        self._file = file
-        self._out = out
-        self._source = source
-        self._on_bytes = on_bytes
-        self._reset()
-        while chunk := out.read(REREAD_BYTES):
-            self._count(chunk)
-        self.pieced = self.size > 0
-        """Whether the content did not come in one piece."""
-        if file.size is not None and self.size > file.size:
-            self.restart()
-
-    def restart(self) -> None:
-        """Drop what is there."""
-        self._out.seek(0)
-        self._out.truncate()
-        self._reset()
-
-    def complete(self) -> None:
-        """Read to the end of the file, connecting again when a connection breaks."""
-        attempts = Attempts()
-        while self._file.size is None or self.size < self._file.size:
-            before = self.size
-            try:
-                self._read_on()
-                return
-            except Unavailable as err:
-                if self.size - before >= PROGRESS_BYTES:
-                    attempts.progressed()
-                attempts.failed(err)
-
-    def problem(self) -> str | None:
-        """How the content differs from what the source announced."""
-        want, got = self._file.sha256, self.sha256.hexdigest()
-        if want and want.lower() != got:
-            return f"its sha256 is {got} and should be {want}"
-        if self._git is not None and self._file.git_oid != self._git.hexdigest():
-            return f"its git blob id is {self._git.hexdigest()} and should be {self._file.git_oid}"
-        return None
-
-    def _reset(self) -> None:
-        self.size = 0
-        self.pieced = False
-        self.sha256 = hashlib.sha256()
-        self._git = None
-        if self._file.git_oid and self._file.size is not None:
-            # A blob id is no protection, so SHA-1 will do: it is what git has.
-            self._git = hashlib.sha1(usedforsecurity=False)
-            self._git.update(f"blob {self._file.size}\0".encode())
-
-    def _count(self, chunk: bytes) -> None:
-        self.size += len(chunk)
-        self.sha256.update(chunk)
-        if self._git is not None:
-            self._git.update(chunk)
-
-    def _read_on(self) -> None:
-        """Append what one connection gives."""
-        with provider_errors(self._source):
-            body = self._file.open(self.size)
-        if body.start not in (0, self.size):
-            raise SourceError(f"the provider of {self._source} began in the wrong place")
-        if body.start != self.size:
-            self.restart()
-        self.pieced = self.size > 0
-        limit = self._file.size
-        with closing(_chunks(body, self._source)) as chunks:
-            for chunk in chunks:
-                if limit is not None and self.size + len(chunk) > limit:
-                    raise SourceError(
-                        f"{self._file.path} of {self._source} is longer than the {limit} bytes "
-                        "announced; check the source"
-                    )
-                self._out.write(chunk)
-                self._count(chunk)
-                self._on_bytes(self.size)
-        if limit is not None and self.size < limit:
-            raise Unavailable(
-                f"{self._file.path} of {self._source} broke off after {self.size} of {limit} bytes"
-            )
-
-
-def _chunks(body: Body, source: str) -> Generator[bytes, None, None]:
-    chunks: Iterable[bytes] = body.chunks
+def _read_on(
+    part: Part,
+    span: Span,
+    file: RemoteFile,
+    source: str,
+    connection: Connection,
+    on_bytes: Callable[[], None],
+) -> None:
+    """Add what one connection gives."""
+    connection.reading(None)
+    with provider_errors(source):
+        body = _open(file, span)
+    if body.start not in (0, span.reached):
+        raise SourceError(f"the provider of {source} began in the wrong place")
+    skipped = span.reached - body.start
+    if skipped and len(part.spans) == 1:
+        part.restart()
+        skipped = 0
     try:
-        iterator = iter(chunks)
-        while True:
-            with provider_errors(source):
-                chunk = next(iterator, None)
-            if chunk is None:
-                return
-            yield chunk
+        for chunk in _chunks(body, source, connection):
+            if connection.stopping.is_set():
+                raise Stopped
+            fresh = chunk[skipped:]
+            skipped -= len(chunk) - len(fresh)
+            if span.end is not None and span.reached + len(fresh) > span.end:
+                if span.end == file.size:
+                    raise SourceError(
+                        f"{file.path} of {source} is longer than the {file.size} bytes announced; "
+                        "check the source"
+                    )
+                fresh = fresh[: span.end - span.reached]
+            if fresh:
+                part.write(span, fresh)
+                on_bytes()
+            if span.full and span.end != file.size:
+                break
     finally:
-        close = getattr(chunks, "close", None)
+        connection.idle()
+        close = getattr(body.chunks, "close", None)
         if close is not None:
             close()
+    if span.end is None:
+        span.end = span.reached
+    elif not span.full:
+        raise Unavailable(
+            f"{file.path} of {source} broke off after {part.size} of {file.size} bytes"
+        )
+
+
+def _open(file: RemoteFile, span: Span) -> Body:
+    if file.open_range is not None and span.end is not None:
+        return file.open_range(span.reached, span.end)
+    return file.open(span.reached)
+
+
+def _chunks(body: Body, source: str, connection: Connection) -> Iterator[bytes]:
+    with provider_errors(source):
+        iterator = iter(body.chunks)
+    while True:
+        connection.reading(body.chunks)
+        with provider_errors(source):
+            chunk = next(iterator, None)
+        if chunk is None:
+            return
+        connection.since = None  # the disk's time is not the source's
+        yield chunk

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from provider import selection, table
 from provider.addresses import allowed_hosts
-from provider.base import Fetched, Kind, Listing, RemoteFile, Request
+from provider.base import Fetched, Kind, Listing, Request
 from provider.download import provider_errors
+from provider.progress import OnProgress
 from provider.retry import retried
 from provider.staging import Staging
-from provider.transfer import OnProgress, local_errors, transfer
+from provider.transfer import local_errors, transfer
 
 
 def fetch(
@@ -32,7 +33,8 @@ def fetch(
         kind: what the files are for, which decides what is taken of a folder or repository.
         revision: branch, tag or commit, where the source has such; None is its default.
         files: globs relative to the source, `**` crossing folders; given, they alone decide.
-        progress: called for every chunk that has arrived.
+        progress: called for every chunk that has arrived, from several threads but never from two
+            at once.
         allow_private: hosts of http(s) URLs that may be at addresses that are not public, besides
             those in PEFTJOB_ALLOW_PRIVATE.
         env: settings and credentials of providers (HF_ENDPOINT, HF_TOKEN); None is os.environ.
@@ -60,23 +62,20 @@ def fetch(
         with provider_errors(request.shown):
             return provider.find(request)
 
-    try:
-        listing = retried(find)
-        chosen = _selected(listing, request)
-        return transfer(listing, chosen, request=request, staging=staging, on_progress=progress)
-    finally:
-        with local_errors(dest):
-            staging.clear_scratch()
-
-
-def _selected(listing: Listing, request: Request) -> list[RemoteFile]:
-    wanted = set(
-        selection.select(
-            [file.path for file in listing.files],
-            kind=request.kind,
+    def choose(paths: Sequence[str]) -> list[str]:
+        return selection.select(
+            paths,
+            kind=kind,
             globs=request.files,
             folder=listing.folder,
             source=request.shown,
         )
-    )
-    return [file for file in listing.files if file.path in wanted]
+
+    try:
+        listing = retried(find)
+        return transfer(
+            listing, request=request, staging=staging, choose=choose, on_progress=progress
+        )
+    finally:
+        with local_errors(dest):
+            staging.clear_scratch()

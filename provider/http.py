@@ -1,36 +1,47 @@
 """GET over HTTP: streamed, from an offset, redirects followed one by one and each checked.
 
 Proxies and certificate bundles come from the environment as requests reads them; logins in .netrc
-are not used. May import requests, peftjob.errors and provider.base.
+are not used. May import requests, peftjob.errors and provider.{base,headers,sessions}.
 """
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, NoReturn
+from typing import NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies, select_proxy
 
-from peftjob.errors import SourceError, SourceUnavailableError
+from peftjob.errors import PeftJobError, SourceError, SourceUnavailableError
 from provider.base import Body, Unavailable, shown
+from provider.headers import (
+    check_encoding,
+    differ,
+    file_name_of,
+    first_of,
+    retry_after_s,
+    total_of,
+    version_of,
+)
+from provider.sessions import Sessions
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0
 """The longest silence within an answer."""
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 1024 * 1024
 MAX_REDIRECTS = 10
+DRAINED_BYTES = 64 * 1024
+DOCUMENT_BYTES = 16 * 1024 * 1024
 
 Resolve = Callable[[str, int], list[str]]
 """(host, port) → the addresses that may be connected to."""
-Refused = Callable[[requests.Response], SourceError]
+Refused = Callable[[requests.Response], PeftJobError]
 """The error to raise for an answer of 4xx."""
+Signed = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
+"""(method, URL, headers) → the headers to send, with what proves who asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +52,9 @@ class Client:
     headers: Mapping[str, str]
     resolve: Resolve | None = None
     """None connects to wherever the name leads: for addresses that the operator configured."""
+    signed: Signed | None = None
+    """Of requests to the host that was asked for, and of no other that it redirects to."""
+    _sessions: Sessions = field(default_factory=Sessions, repr=False)
 
     def probe(self, url: str) -> "Facts":
         """Size and version of what is at `url`, from an answer of one byte.
@@ -52,68 +66,100 @@ class Client:
             Unavailable: no answer, or one that may change.
         """
         with self._get(url, {"Range": "bytes=0-0"}, ok=(200, 206, 416)) as response:
+            drain(response)
             if response.status_code == HTTPStatus.OK:
                 length = response.headers.get("Content-Length", "")
                 size = int(length) if length.isdecimal() else None
             else:
-                size = _total(response)
+                size = total_of(response)
                 if response.status_code == 416 and size != 0:
                     raise self.refused(response)
-            _check_encoding(response)
-            return Facts(size=size, version=_version(response))
+            check_encoding(response)
+            return Facts(
+                size=size,
+                version=version_of(response),
+                ranges=response.status_code == HTTPStatus.PARTIAL_CONTENT,
+                name=file_name_of(response),
+            )
 
-    def open(self, url: str, start: int, facts: "Facts") -> Body:
-        """The bytes of `url` from `start` on, or from 0 where the server can't begin there.
+    def open(self, url: str, start: int, facts: "Facts", end: int | None = None) -> Body:
+        """The bytes of `url` from `start` on, up to `end` or all; from 0 where the server can't
+        begin there.
 
         Raises:
             SourceUnavailableError: the content is no longer that of `facts`.
         """
-        headers = {"Range": f"bytes={start}-"} if start else {}
-        response = self._get(url, headers, ok=(200, 206, 416) if start else (200, 206))
+        whole = not start and end in (None, facts.size)
+        headers = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
+        response = self._get(url, headers, ok=(200, 206) if whole else (200, 206, 416))
         if response.status_code == 416:
             # There is nothing from `start` on: what is there is not what is here.
             response.close()
             return self.open(url, 0, facts)
         try:
-            _check_encoding(response)
-            total = _total(response) if response.status_code == 206 else None
-            if _differ(facts.version, _version(response)) or _differ(facts.size, total):
+            check_encoding(response)
+            total = total_of(response) if response.status_code == 206 else None
+            if differ(facts.version, version_of(response)) or differ(facts.size, total):
                 raise SourceUnavailableError(
                     f"{shown(url)} changed while it was being fetched; start again"
                 )
-            if response.status_code == 206 and _first(response) != start:
+            if response.status_code == 206 and first_of(response) != start:
                 raise SourceError(f"{shown(url)} answers with other bytes than were asked for")
         except BaseException:
             response.close()
             raise
         return Body(_Chunks(response, shown(url)), start if response.status_code == 206 else 0)
 
+    def read(self, url: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
+        """A document that fits into memory.
+
+        Raises:
+            Unavailable: it is longer than the limit, or broke off.
+        """
+        with self._get(url, {}, ok=(200,)) as response:
+            data = b""
+            for chunk in _Chunks(response, shown(url)):
+                data += chunk
+                if len(data) > limit_bytes:
+                    raise Unavailable(f"{shown(url)} is longer than {limit_bytes} bytes")
+            return data
+
+    def head(self, url: str, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
+        """The headers of what is at `url`. Raises as probe does."""
+        with self._get(url, headers or {}, ok=(200, 206), method="HEAD") as response:
+            return response.headers
+
     def _get(
-        self, url: str, headers: Mapping[str, str], *, ok: tuple[int, ...]
+        self, url: str, headers: Mapping[str, str], *, ok: tuple[int, ...], method: str = "GET"
     ) -> requests.Response:
         """The first answer that is no redirect; its status is one of `ok`."""
         sent = {**self.headers, **headers, "Accept-Encoding": "identity"}
         first = _split(url)
         at = first
         for _ in range(MAX_REDIRECTS):
-            if (at.scheme, at.netloc) != (first.scheme, first.netloc):
+            ours = (at.scheme, at.netloc) == (first.scheme, first.netloc)
+            if not ours:
                 # A login is for the host it was given for.
                 sent = {name: sent[name] for name in sent if name.lower() != "authorization"}
-            response = self._request(at, sent)
+            signed = self.signed(method, at.geturl(), sent) if ours and self.signed else sent
+            response = self._request(method, at, signed)
             if not response.is_redirect:
                 if response.status_code in ok:
                     return response
                 with response:
                     self._raise_for(response)
             with response:
+                drain(response)
                 at = _follow(at, response.headers["Location"])
         raise SourceError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
-    def _request(self, at: SplitResult, headers: Mapping[str, str]) -> requests.Response:
+    def _request(
+        self, method: str, at: SplitResult, headers: Mapping[str, str]
+    ) -> requests.Response:
         last: Unavailable | None = None
         for address in self._addresses(at):
             try:
-                return _send(at, headers, address)
+                return _send(self._sessions, method, at, headers, address)
             except Unavailable as err:
                 last = err
         raise last or Unavailable(f"{at.hostname} has no address")
@@ -147,6 +193,10 @@ class Facts:
 
     size: int | None
     version: str | None
+    ranges: bool = True
+    """Whether the server can begin in the middle."""
+    name: str | None = None
+    """What the server says that the file is called."""
 
 
 class _Chunks:
@@ -162,50 +212,53 @@ class _Chunks:
         except (urllib3.exceptions.HTTPError, OSError) as err:
             raise Unavailable(f"the connection broke while reading {self._name}") from err
 
+    def interrupt(self) -> None:
+        """End the read that another thread is waiting in."""
+        with suppress(OSError, ValueError, RuntimeError):  # it has ended by itself
+            self._response.raw.shutdown()
+
     def close(self) -> None:
         self._response.close()
 
 
-class _PinnedAdapter(HTTPAdapter):
-    """Connects to one address that was checked, whatever the host's name resolves to by now."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-        super().__init__()
-
-    def get_connection_with_tls_context(
-        self,
-        request: requests.PreparedRequest,
-        verify: Any,
-        proxies: Any = None,
-        cert: Any = None,
-    ) -> Any:
-        host: dict[str, Any]
-        pool: dict[str, Any]
-        host, pool = self.build_connection_pool_key_attributes(request, verify, cert)  # type: ignore[assignment]
-        name = host["host"]
-        if host["scheme"] == "https":
-            # The certificate must still be the name's.
-            pool = {**pool, "server_hostname": name, "assert_hostname": name}
-        host["host"] = self._address
-        return self.poolmanager.connection_from_host(**host, pool_kwargs=pool)
+def drain(response: requests.Response) -> None:
+    """Read a short body, so that the connection can be used again."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) <= DRAINED_BYTES:
+        with suppress(requests.RequestException):
+            _ = response.content
 
 
-def _send(at: SplitResult, headers: Mapping[str, str], address: str | None) -> requests.Response:
+def _send(
+    sessions: Sessions,
+    method: str,
+    at: SplitResult,
+    headers: Mapping[str, str],
+    address: str | None,
+) -> requests.Response:
     url = at._replace(fragment="").geturl()
-    session = requests.Session()
-    session.auth = _no_login
     if address is not None:
-        session.mount(f"{at.scheme}://", _PinnedAdapter(address))
         headers = {**headers, "Host": at.netloc}
-    try:
-        return session.get(
+
+    def send(session: requests.Session) -> requests.Response:
+        return session.request(
+            method,
             url,
             headers=dict(headers),
             stream=True,
             allow_redirects=False,
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
         )
+
+    try:
+        session, used = sessions.get(at.scheme, at.netloc, address)
+        try:
+            return send(session)
+        except requests.exceptions.ConnectionError as err:
+            if not used or isinstance(err, requests.exceptions.Timeout):
+                raise
+            # It was kept open too long for the server: that is no failure.
+            return send(sessions.renewed(at.scheme, at.netloc, address))
     except requests.exceptions.SSLError as err:
         if "CERTIFICATE_VERIFY_FAILED" not in str(err):
             raise Unavailable(f"the TLS connection to {at.hostname} failed") from err
@@ -219,11 +272,6 @@ def _send(at: SplitResult, headers: Mapping[str, str], address: str | None) -> r
         raise SourceError(f"{shown(url)} is no usable address: {err}") from err
     except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as err:
         raise Unavailable(f"{at.netloc} can't be reached") from err
-
-
-def _no_login(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Takes the place of a login from .netrc, which requests would send otherwise."""
-    return request
 
 
 def _follow(at: SplitResult, location: str) -> SplitResult:
@@ -246,43 +294,3 @@ def _split(url: str) -> SplitResult:
     if parts.username is not None or parts.password is not None:
         raise SourceError(f"{shown(url)} holds a login, and logins don't belong in addresses")
     return parts
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds of a Retry-After header, which may also hold a date."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isdecimal():
-        return float(value)
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return None
-
-
-def _differ(before: object, now: object) -> bool:
-    return before is not None and now is not None and before != now
-
-
-def _version(response: requests.Response) -> str | None:
-    return response.headers.get("ETag") or response.headers.get("Last-Modified")
-
-
-def _total(response: requests.Response) -> int | None:
-    total = response.headers.get("Content-Range", "").rpartition("/")[2]
-    return int(total) if total.isdecimal() else None
-
-
-def _first(response: requests.Response) -> int | None:
-    span = response.headers.get("Content-Range", "").partition(" ")[2]
-    first = span.partition("-")[0]
-    return int(first) if first.isdecimal() else None
-
-
-def _check_encoding(response: requests.Response) -> None:
-    encoding = response.headers.get("Content-Encoding", "identity")
-    # A .gz file that is labelled as such is stored as it is; anything else would be unreadable.
-    if encoding != "identity" and not urlsplit(response.url).path.endswith(".gz"):
-        raise SourceError(
-            f"{shown(response.url)} is sent with the encoding {encoding!r} although none was asked "
-            "for; serve it as it is"
-        )

@@ -4,7 +4,7 @@ The listing is the Hub client's; the bytes are streamed here, because then a dow
 after a kill and every file is checked: big ones by their sha256, small ones by their git blob id.
 No telemetry is sent. The endpoint is the operator's configuration, so it may be any address.
 
-May import huggingface_hub, peftjob.errors and provider.{base,http}.
+May import huggingface_hub, peftjob.errors and provider.{base,headers,http}.
 """
 
 import re
@@ -27,7 +27,8 @@ from huggingface_hub.errors import HTTPError as HubTransportError  # type: ignor
 
 from peftjob.errors import SourceError
 from provider.base import Body, Kind, Listing, RemoteFile, Request, Unavailable
-from provider.http import Client, Facts, retry_after_s
+from provider.headers import retry_after_s
+from provider.http import Client, Facts
 
 LISTING_TIMEOUT_S = 30.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -78,7 +79,7 @@ def find(request: Request) -> Listing:
         raise _explained(err, repo) from err
     except (HubTransportError, OSError) as err:
         raise Unavailable(f"{repo.endpoint} can't be reached for {repo}") from err
-    except ValueError as err:
+    except (ValueError, TypeError, AttributeError, KeyError) as err:
         raise Unavailable(f"{repo.endpoint} sent no readable answer for {repo}") from err
     if not info.sha:
         raise Unavailable(f"{repo.endpoint} named no commit for {repo}")
@@ -145,11 +146,13 @@ def _remote(
         repo.id, path, repo_type=repo.kind, revision=commit, endpoint=repo.endpoint
     )
 
-    def open_at(start: int) -> Body:
+    def open_at(start: int, end: int | None = None) -> Body:
         # A commit does not change, so there is no version to compare.
-        return client.open(url, start, Facts(size=size, version=None))
+        return client.open(url, start, Facts(size=size, version=None), end)
 
-    return RemoteFile(path=path, open=open_at, size=size, sha256=sha256, git_oid=git_oid)
+    return RemoteFile(
+        path=path, open=open_at, open_range=open_at, size=size, sha256=sha256, git_oid=git_oid
+    )
 
 
 def _explained(err: HfHubHTTPError, repo: _Repo) -> Exception:

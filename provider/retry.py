@@ -50,7 +50,12 @@ class Attempts:
             self._failures,
             len(DELAYS_S),
         )
-        time.sleep(delay_s)
+        sleep(delay_s)
+
+
+def sleep(seconds: float) -> None:
+    """Wait before another attempt."""
+    time.sleep(seconds)
 
 
 def retried(work: Callable[[], T]) -> T:

@@ -84,25 +84,29 @@ class Staging:
 
     def finish(self, part: Path, record: FileRecord) -> None:
         """Put a synced file at its place in the tree and remember it."""
-        target = self.tree / record.path
-        for parent in reversed(target.relative_to(self.tree).parents):
-            make_folder(self.tree / parent)
-        part.replace(target)
+        place(part, self.tree, record.path)
         with self._done_log.open("a") as log:
             log.write(
                 json.dumps({"path": record.path, "size": record.size, "sha256": record.sha256})
                 + "\n"
             )
 
-    def publish(self) -> None:
-        """Put the tree in the destination's place, whatever was there before."""
-        for top, _, _ in os.walk(self.tree):
+    def fresh(self, name: str) -> Path:
+        """A path in which nothing is, for a folder of that name."""
+        path = self.folder / name
+        remove(path)
+        return path
+
+    def publish(self, tree: Path | None = None) -> None:
+        """Put the tree, or another one, in the destination's place, whatever was there before."""
+        tree = tree or self.tree
+        for top, _, _ in os.walk(tree):
             sync_folder(Path(top))
         if os.path.lexists(self.dest):
             old = self.folder / "old"
             remove(old)
             self.dest.replace(old)
-        self.tree.replace(self.dest)
+        tree.replace(self.dest)
         sync_folder(self.dest.parent)
         self.discard()
 
@@ -116,6 +120,14 @@ def make_folder(path: Path) -> None:
     if not path.is_dir():
         path.mkdir(parents=True)
         path.chmod(FOLDER_MODE)
+
+
+def place(file: Path, tree: Path, name: str) -> None:
+    """Move a file to its place in a tree, whose folders are made as needed."""
+    target = tree / name
+    for parent in reversed(target.relative_to(tree).parents):
+        make_folder(tree / parent)
+    file.replace(target)
 
 
 def remove(path: Path) -> None:

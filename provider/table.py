@@ -19,6 +19,11 @@ BUILT_IN = {
     "hf": "provider.hub",
     "http": "provider.web",
     "https": "provider.web",
+    "oci": "provider.oci",
+    "oci-layout": "provider.oci",
+    "preset": "provider.preset",
+    "pvc": "provider.pvc",
+    "s3": "provider.s3",
 }
 
 

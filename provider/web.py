@@ -1,10 +1,15 @@
 """http:// and https://: one URL is one file, `#sha256=<hex>` says what must be in it.
 
+    https://host/rows-{00..07}.jsonl               eight files; leading zeros count
+    https://host/{train,test}.csv                  two
+    https://host/a.jsonl https://other/b.jsonl     several URLs, with spaces between them
+
 A user's URL reaches public addresses only (provider.addresses), also after redirects.
-May import peftjob.errors and provider.{base,http,addresses}.
+May import peftjob.errors and provider.{addresses,base,braces,http,selection}.
 """
 
 import re
+from functools import partial
 from urllib.parse import unquote, urlsplit
 
 import requests
@@ -12,41 +17,54 @@ import requests
 from peftjob.errors import SourceError
 from provider import addresses
 from provider.base import Body, Listing, RemoteFile, Request, shown
-from provider.http import Client
+from provider.braces import expanded
+from provider.http import Client, Facts
+from provider.selection import is_data_file
 
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
+_GLOB = re.compile(r"[*\[\]]")
 
 
 def find(request: Request) -> Listing:
-    """The one file that the URL names; asks for its size and version.
+    """The files that the URLs name; asks for the size and version of each.
 
     Raises:
-        SourceError: the URL is not usable, or what it names can't be had.
+        SourceError: a URL is not usable, or what it names can't be had.
         Unavailable: the host does not answer as it should.
     """
     if request.revision is not None:
         raise SourceError(
             f"{request.shown} can't have the revision {request.revision!r}: only hf:// has any"
         )
-    url, _, fragment = request.uri.partition("#")
-    digest = _digest(fragment, source=request.shown)
-    name = _name(url)
     client = Client(
         refused=_refused,
         headers={"User-Agent": "peftjob"},
-        resolve=lambda host, port: addresses.resolve(
-            host, port, allow_private=request.allow_private
-        ),
+        resolve=partial(addresses.resolve, allow_private=request.allow_private),
     )
+    urls = [url for text in request.uri.split() for url in expanded(text)]
+    return Listing([_remote(client, url) for url in urls])
+
+
+def _remote(client: Client, text: str) -> RemoteFile:
+    url, _, fragment = text.partition("#")
+    digest = _digest(fragment, source=shown(url))
+    name = _name(url)
     facts = client.probe(url)
+    if facts.name and not is_data_file(name) and is_data_file(facts.name):
+        # An address like /download?id=7 says nothing of what it gives.
+        name = facts.name
 
-    def open_at(start: int) -> Body:
-        return client.open(url, start, facts)
+    def open_at(start: int, end: int | None = None) -> Body:
+        return client.open(url, start, Facts(size=facts.size, version=facts.version), end)
 
-    file = RemoteFile(
-        path=name, open=open_at, size=facts.size, sha256=digest, version=facts.version
+    return RemoteFile(
+        path=name,
+        open=open_at,
+        open_range=open_at if facts.ranges else None,
+        size=facts.size,
+        sha256=digest,
+        version=facts.version,
     )
-    return Listing([file])
 
 
 def _digest(fragment: str, *, source: str) -> str | None:
@@ -68,6 +86,11 @@ def _name(url: str) -> str:
         raise SourceError(f"{shown(url)} names no file: its path must end with the file's name")
     if "/" in name:
         raise SourceError(f"{shown(url)} names a file with a '/' in its name; refused")
+    if _GLOB.search(path):
+        raise SourceError(
+            f"{shown(url)} has a wildcard, and a web server lists no files; write the names as "
+            "{a,b} or {00..07}"
+        )
     return name
 
 

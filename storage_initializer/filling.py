@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 
+from peftjob.contract import unpacked
 from peftjob.errors import SourceError
 from provider import Fetched, Transfer, fetch
 from provider.base import shown
@@ -39,13 +40,14 @@ def fill(workspace: Workspace, inputs: Inputs, env: Mapping[str, str]) -> None:
             workspace.forget(item)
             fetched = _fetch(item, workspace, env)
             workspace.record(item, fetched)
+        workspace.describe(inputs)
         workspace.mark_ready(inputs)
     log.info("all inputs are in %s", workspace.root)
 
 
 def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched:
     log.info("%s: fetching %s", item.kind, shown(item.uri))
-    progress = _ProgressLog(item.kind)
+    progress = ProgressLog(item.kind)
     fetched = fetch(
         item.uri,
         workspace.folder(item),
@@ -56,7 +58,7 @@ def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched
         env=item.env(env),
     )
     for glob in item.eval_files:
-        if not any(matches(record.path, glob) for record in fetched.files):
+        if not any(matches(record.path, unpacked(glob)) for record in fetched.files):
             names = ", ".join(record.path for record in fetched.files[:5])
             raise SourceError(
                 f"dataset.eval_files: {glob!r} matches none of the {len(fetched.files)} files of "
@@ -74,36 +76,51 @@ def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched
     return fetched
 
 
-class _ProgressLog:
-    """Says how far a fetch is, now and then."""
+class ProgressLog:
+    """Says how far a fetch is, now and then: in all, and of every file that is under way."""
 
     def __init__(self, kind: str) -> None:
         self._kind = kind
         self._began = self._said = time.monotonic()
-        self._first_bytes: int | None = None
+        self._under_way: dict[str, Transfer] = {}
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
     def __call__(self, transfer: Transfer) -> None:
+        self._under_way[transfer.path] = transfer
+        if transfer.file_bytes == transfer.file_total_bytes:
+            del self._under_way[transfer.path]
         now = time.monotonic()
-        if self._first_bytes is None:
-            # What an earlier run had left does not count as speed.
-            self._first_bytes = transfer.done_bytes
         if now - self._said < PROGRESS_EVERY_S:
             return
         self._said = now
-        total = "" if transfer.total_bytes is None else f" of {_bytes(transfer.total_bytes)}"
         log.info(
-            "%s: %s%s, %d of %d files, %s/s",
+            "%s: %d of %d files, %s",
             self._kind,
-            _bytes(transfer.done_bytes),
-            total,
             transfer.done_files,
             transfer.total_files,
-            _bytes((transfer.done_bytes - self._first_bytes) / (now - self._began)),
+            _state(transfer.done_bytes, transfer.total_bytes, transfer.bytes_per_s, transfer.eta_s),
         )
+        for path, last in self._under_way.items():
+            state = _state(
+                last.file_bytes, last.file_total_bytes, last.file_bytes_per_s, last.file_eta_s
+            )
+            log.info("%s:   %s %s", self._kind, path, state)
+
+
+def _state(done: int, total: int | None, bytes_per_s: float, eta_s: float | None) -> str:
+    """`1.2 GB of 3.4 GB (35 %), 200.0 MB/s, 11 s left`."""
+    of = "" if total is None else f" of {_bytes(total)} ({100 * done // max(total, 1)} %)"
+    left = "" if eta_s is None else f", {_duration(eta_s)} left"
+    return f"{_bytes(done)}{of}, {_bytes(bytes_per_s)}/s{left}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _bytes(count: float) -> str:

@@ -4,8 +4,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from peftjob.spec import PeftJobSpec
+from peftjob.spec import DatasetSource, PeftJobSpec
 from provider import Kind
 
 
@@ -21,10 +22,11 @@ class Input:
     """Globs of the files to fetch; empty leaves it to the provider."""
     eval_files: tuple[str, ...] = ()
     """Globs that must match among what was fetched."""
-    split: str | None = None
-    """Written down for the trainer, which the stock client does not tell it."""
-    token: str | None = field(default=None, repr=False)
-    """For the hub, where the stock client passed one; else HF_TOKEN counts."""
+    described: Mapping[str, Any] | None = None
+    """The part of a spec that this is, written down for the trainer where it has no spec: the stock
+    client tells it of the init container's arguments nothing."""
+    settings: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables for the provider that the stock client passed as arguments: tokens, keys."""
 
     @property
     def source(self) -> str:
@@ -33,12 +35,11 @@ class Input:
         A branch stays the same source while it moves: a job that restarts keeps its inputs.
         """
         parts = [self.kind, self.uri, self.revision, sorted(self.files)]
-        text = json.dumps([*parts, self.split] if self.split else parts)
-        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+        return "sha256:" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def env(self, env: Mapping[str, str]) -> Mapping[str, str]:
         """The environment for the provider."""
-        return {**env, "HF_TOKEN": self.token} if self.token else env
+        return {**env, **self.settings}
 
 
 Inputs = tuple[Input, Input]
@@ -50,32 +51,17 @@ def from_spec(spec: PeftJobSpec) -> Inputs:
     model, dataset = spec.base_model, spec.dataset
     return (
         Input(kind="model", uri=model.source, revision=model.revision),
-        dataset_input(
-            dataset.source,
-            revision=dataset.revision,
-            files=dataset.files,
-            eval_files=dataset.eval_files,
-        ),
+        dataset_input(dataset),
     )
 
 
-def dataset_input(
-    uri: str,
-    *,
-    revision: str | None = None,
-    files: tuple[str, ...] = (),
-    eval_files: tuple[str, ...] = (),
-    split: str | None = None,
-    token: str | None = None,
-) -> Input:
+def dataset_input(dataset: DatasetSource) -> Input:
     """The dataset; where the training files are named, the held-out ones are fetched with them."""
-    wanted = tuple(dict.fromkeys((*files, *eval_files))) if files else ()
+    wanted = (*dataset.files, *dataset.eval_files) if dataset.files else ()
     return Input(
         kind="dataset",
-        uri=uri,
-        revision=revision,
-        files=wanted,
-        eval_files=eval_files,
-        split=split,
-        token=token,
+        uri=dataset.source,
+        revision=dataset.revision,
+        files=tuple(dict.fromkeys(wanted)),
+        eval_files=dataset.eval_files,
     )

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from peftjob.contract import FAILED_MARKER, INPUTS_STATE_DIR, READY_MARKER
+from peftjob.contract import DESCRIBED_FILE, FAILED_MARKER, INPUTS_STATE_DIR, READY_MARKER
 from peftjob.errors import PeftJobError, RetryableError
 from provider import Fetched
-from provider.download import FILE_MODE
+from provider.part import FILE_MODE
 from provider.staging import make_folder, sync_folder
 from storage_initializer.inputs import Input, Inputs
 
@@ -84,9 +84,13 @@ class Workspace:
 
     def record(self, item: Input, fetched: Fetched) -> None:
         """Write the input's manifest."""
-        self._write(
-            f"{item.kind}.json", {"source": item.source, "split": item.split, **asdict(fetched)}
-        )
+        self._write(f"{item.kind}.json", {"source": item.source, **asdict(fetched)})
+
+    def describe(self, inputs: Inputs) -> None:
+        """Write down the parts of a spec for a trainer that has none."""
+        described: dict[str, Any] = {i.kind: i.described for i in inputs if i.described}
+        if described:
+            self._write(DESCRIBED_FILE, described)
 
     def mark_ready(self, inputs: Inputs) -> None:
         """Write the marker, which says that all inputs are there."""

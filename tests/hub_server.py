@@ -22,6 +22,8 @@ import argparse
 import hashlib
 import json
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -50,9 +52,20 @@ class Fault:
     """Close the connection after so many bytes of the body."""
     stall_after: int | None = None
     """Send no more after so many bytes of the body, until the server stops."""
+    reset: bool = False
+    """What `cut_after` closes is reset."""
     damage: bool = False
     """Change one byte of the body, not its length."""
+    body: bytes = b""
+    """Sent with `status`."""
+    longer: int = 0
+    """Announce so many more bytes than there are, or fewer."""
+    hang_up: bool = False
+    """Answer as usual and close the connection without having said so."""
+    silent: bool = False
+    """Send nothing at all, until the server stops."""
     method: str = "GET"
+    """`*` is any."""
 
 
 @dataclass
@@ -62,9 +75,13 @@ class Answer:
     status: int = 200
     body: bytes | Path = b""
     headers: dict[str, str] = field(default_factory=dict)
+    announced: int | None = None
+    """The Content-Length of an answer to HEAD; None is the size of the body."""
 
     @property
     def size(self) -> int:
+        if self.announced is not None:
+            return self.announced
         return self.body.stat().st_size if isinstance(self.body, Path) else len(self.body)
 
     def read(self, first: int, last: int) -> bytes:
@@ -93,14 +110,19 @@ class Server:
     """Whether Range is obeyed."""
     chunked = False
     """Whether the length of a body is kept back."""
+    answered: Callable[[tuple[str, int]], object] | None = None
+    """Called with the address of who is answered."""
+    watch: Callable[[int], None] | None = None
+    """Called with the bytes of all bodies sent so far, a little at a time."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
         self.requests: list[Asked] = []
         self.faults: list[Fault] = []
+        self.sent_bytes = 0
         self.stopping = threading.Event()
-        self._http = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
+        self._http = ThreadingHTTPServer((host, port), _handler(self))
         self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True)
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
 
     @property
     def port(self) -> int:
@@ -117,7 +139,8 @@ class Server:
     def fault_for(self, asked: Asked) -> Fault | None:
         """Take one use of the first fault that fits."""
         for fault in self.faults:
-            if fault.times and fault.match in asked.target and fault.method == asked.method:
+            fits = fault.match in asked.target and fault.method in (asked.method, "*")
+            if fault.times and fits:
                 fault.times -= 1
                 return fault
         return None
@@ -154,13 +177,16 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 headers["body"] = self.sent_body.decode()
             asked = Asked(self.command, self.path, headers)
             server.requests.append(asked)
+            if server.answered is not None:
+                server.answered(self.client_address)
             fault = server.fault_for(asked) or Fault(match="")
-            if fault.status:
-                self._send(Answer(fault.status, headers=fault.headers), fault)
-                return
-            answer = server.answer(asked)
-            answer.headers.update(fault.headers)
-            self._send(answer, fault)
+            if fault.silent:
+                server.stopping.wait(30)
+                self.close_connection = True
+            elif fault.status:
+                self._send(Answer(fault.status, fault.body), fault)
+            else:
+                self._send(server.answer(asked), fault)
 
         do_HEAD = do_POST = do_GET  # noqa: N815
 
@@ -179,20 +205,23 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             if server.ranges:
                 self.send_header("Accept-Ranges", "bytes")
-            for name, value in answer.headers.items():
+            for name, value in (answer.headers | fault.headers).items():
                 self.send_header(name, value)
             if server.chunked and status == 200:
                 self.send_header("Transfer-Encoding", "chunked")
             else:
-                self.send_header("Content-Length", str(last + 1 - first))
+                self.send_header("Content-Length", str(last + 1 - first + fault.longer))
             self.end_headers()
             if self.command != "HEAD":
                 self._send_body(answer, first, last, fault)
+            if fault.longer or fault.hang_up:
+                self.close_connection = True
 
         def _send_body(self, answer: Answer, first: int, last: int, fault: Fault) -> None:
             sent, framed = 0, server.chunked and answer.status == 200
+            step = 1024 * 1024 if server.watch is None else 16 * 1024
             while first <= last:
-                chunk = answer.read(first, min(last, first + 1024 * 1024 - 1))
+                chunk = answer.read(first, min(last, first + step - 1))
                 if fault.damage and first == 0:
                     chunk = bytes([chunk[0] ^ 1]) + chunk[1:]
                 end = fault.stall_after if fault.cut_after is None else fault.cut_after
@@ -209,10 +238,17 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 if stops:
                     if fault.stall_after is not None:
                         server.stopping.wait(30)
+                    if fault.reset:
+                        linger = struct.pack("ii", 1, 0)
+                        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                        self.connection.close()
                     self.close_connection = True
                     return
                 first += len(chunk)
                 sent += len(chunk)
+                server.sent_bytes += len(chunk)
+                if server.watch is not None:
+                    server.watch(server.sent_bytes)
             if framed:
                 self.wfile.write(b"0\r\n\r\n")
 
@@ -240,11 +276,13 @@ class FileServer(Server):
 class HubServer(Server):
     """The Hub; see the module's docstring."""
 
-    def __init__(self, root: Path, *, port: int = 0, token: str = TOKEN) -> None:
+    def __init__(
+        self, root: Path, *, port: int = 0, host: str = "127.0.0.1", token: str = TOKEN
+    ) -> None:
         self.root = root
         self.token = token
         self._digests: dict[tuple[Path, int, int], tuple[str, str]] = {}
-        super().__init__(port)
+        super().__init__(port, host)
 
     def answer(self, asked: Asked) -> Answer:
         target = urlsplit(asked.target)
@@ -425,9 +463,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve a folder as a Hugging Face Hub.")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--host", default="127.0.0.1", help="in a container: 0.0.0.0")
     parser.add_argument("--token", default=TOKEN)
     args = parser.parse_args()
-    hub = HubServer(args.root, port=args.port, token=args.token)
+    hub = HubServer(args.root, port=args.port, host=args.host, token=args.token)
     hub.start()
     print(hub.url, flush=True)
     try:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_trainer.data.fields import one_line, show
+from peftjob.contract import unpacked
 from peftjob.errors import DataError
 from peftjob.spec import DatasetSource
 
@@ -129,6 +130,7 @@ def matching(root: Path, found: Sequence[Path], globs: Sequence[str], field: str
 
 
 def _matches(path: Path, glob: str) -> bool:
+    glob = unpacked(glob)
     # `*` stays within a folder, as in a shell; a bare name is found in any folder.
     if "/" not in glob:
         return fnmatch(path.name, glob)

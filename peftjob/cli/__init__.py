@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Sequence
 from typing import NoReturn
 
-from peftjob.cli import data, estimate, jobs, serve, train
+from peftjob.cli import adapter, data, estimate, jobs, serve, train
 from peftjob.errors import run_main
 
 EPILOG = """examples:
@@ -21,10 +21,11 @@ EPILOG = """examples:
   peftjob train --local --name docs --model file:///models/tiny --dataset file:///data/train.jsonl
   peftjob train -f job.yaml --set training.learning_rate=1e-3 --dry-run
   peftjob logs docs --local --follow
+  peftjob adapter check ghcr.io/team/docs:v1
   peftjob serve docs --local && peftjob ask docs "What is a Pod?" --local
 """
 
-VERBS = (data, estimate, train, jobs, serve)
+VERBS = (data, estimate, train, jobs, serve, adapter)
 """In the order of --help."""
 
 

@@ -68,6 +68,17 @@ def client(args: argparse.Namespace) -> "TrainingClient":
         ) from err
 
 
+def namespace(args: argparse.Namespace) -> str:
+    """Where `client` works, told without a cluster."""
+    from kubeflow.training.constants import constants
+    from kubeflow.training.utils import utils
+
+    if args.namespace:
+        return str(args.namespace)
+    local = args.local or args.home
+    return str(constants.DEFAULT_NAMESPACE if local else utils.get_default_target_namespace())
+
+
 def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     """The spec's plain data: of the file, the options and --set, the later ones winning.
 
@@ -100,7 +111,7 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
             _put(data, path, value)
     for setting in args.settings:
         path, equals, text = setting.partition("=")
-        if not equals or not path:
+        if not equals or not path or not path.isprintable():
             raise UsageError(f"--set {setting!r}: write PATH=VALUE, such as training.seed=1")
         _put(data, path, _scalar(text))
     return data

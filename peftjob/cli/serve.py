@@ -12,6 +12,12 @@ def add(verbs: Any) -> None:
     """Register the verbs."""
     serve = add_verb(verbs, "serve", _serve, "serve a job's base model and adapter")
     serve.add_argument("name", help="of the job")
+    serve.add_argument("--watch", action="store_true", help="load the adapter again when it moves")
+    serve.add_argument(
+        "--strength", type=float, metavar="N", help="of the adapter where a request names none"
+    )
+    serve.add_argument("--keys", metavar="SECRET", help="Secret with the keys of clients")
+    serve.add_argument("--registry-login", metavar="SECRET", help="Secret to pull the adapter with")
     serve.add_argument("--stop", action="store_true", help="stop the server")
     serve.add_argument("--dry-run", action="store_true", help="print the YAML, create nothing")
 
@@ -31,15 +37,21 @@ def _serve(args: argparse.Namespace) -> int:
         print(f"server {args.name} stopped")
         return 0
     job = api.job(args.name, namespace=args.namespace)
-    base_model, adapters = _base_model(job.object()), {job.name: job.adapter}
+    base_model, adapters = job.spec.base_model.source, {job.name: job.adapter}
+    options: dict[str, Any] = {
+        "strengths": {} if args.strength is None else {job.name: args.strength},
+        "watch": args.watch,
+        "keys": args.keys,
+        "registry_login": args.registry_login,
+    }
     if args.dry_run:
         from peftjob.inference import render, serving_runtime
 
         namespace = job.namespace
-        body = render(job.name, base_model, adapters, namespace=namespace)
+        body = render(job.name, base_model, adapters, namespace=namespace, **options)
         print_yaml([serving_runtime(namespace), body])
         return 0
-    service = api.serve(job.name, base_model, adapters, namespace=job.namespace)
+    service = api.serve(job.name, base_model, adapters, namespace=job.namespace, **options)
     try:
         with console().status(f"starting the server {job.name}"):
             url = service.wait()
@@ -49,22 +61,6 @@ def _serve(args: argparse.Namespace) -> int:
         raise
     print(f"{url}/openai/v1")
     return 0
-
-
-def _base_model(job: dict[str, Any]) -> str:
-    from peftjob.contract import SPEC_ENV
-    from peftjob.spec import PeftJobSpec
-
-    for replica in job["spec"]["pytorchReplicaSpecs"].values():
-        for container in replica["template"]["spec"]["containers"]:
-            for entry in container.get("env") or ():
-                if entry["name"] == SPEC_ENV:
-                    text = entry["value"].replace("$$(", "$(")
-                    return PeftJobSpec.from_json(text).base_model.source
-    raise JobError(
-        f"job {job['metadata']['name']!r} was not submitted by peftjob, so its base model is not "
-        "known; write an InferenceService for it"
-    )
 
 
 def _ask(args: argparse.Namespace) -> int:

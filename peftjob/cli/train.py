@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from peftjob.cli.options import add_cluster, add_spec, add_verb, client, spec_data
+from peftjob.cli.options import add_cluster, add_spec, add_verb, client, namespace, spec_data
 from peftjob.cli.output import console, print_yaml
 
 
@@ -20,16 +20,15 @@ def add(verbs: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from peftjob.spec import PeftJobSpec
 
-    data = spec_data(args)
-    spec = PeftJobSpec.parse(data)
+    spec = PeftJobSpec.parse({"namespace": namespace(args), **spec_data(args)})
     if args.dry_run:
         from peftjob.manifest import render
+        from peftjob.preflight import check_addresses
 
+        check_addresses(spec)
         print_yaml(render(spec))
         return 0
     api = client(args)
-    if "namespace" not in data:
-        spec = spec.model_copy(update={"namespace": api.namespace})
     terminal = console()
     job = api.submit(spec)
     terminal.print(f"job {job.name} submitted", highlight=False)

@@ -5,6 +5,7 @@ at /mnt/models as KServe's storage initializer leaves it.
 """
 
 import json
+import re
 from urllib.parse import unquote, urlsplit
 
 from peftjob import contract
@@ -13,6 +14,7 @@ from peftjob.local.operator import Address, Plan, owner_reference
 from peftjob.local.store import Body
 
 VOLUME = "kserve-provision-location"
+_ANNOTATION = re.compile(r"\{\{index \.Annotations `([^`]+)`\}\}")
 
 
 def pod_name(service_name: str) -> str:
@@ -25,7 +27,7 @@ def render_pod(service: Body, address: Address) -> Body:
     model = service["spec"]["predictor"]["model"]
     runtime = serving_runtime()["spec"]
     container = json.loads(json.dumps(runtime["containers"][0]))
-    args = [arg.replace("{{.Name}}", metadata["name"]) for arg in container.get("args") or ()]
+    args = [_expanded(arg, metadata) for arg in container.get("args") or ()]
     # The last of an option given twice wins: this machine's address, not the pod's.
     container["args"] = [
         *args,
@@ -35,6 +37,7 @@ def render_pod(service: Body, address: Address) -> Body:
     ]
     container["env"] = [*(container.get("env") or ()), *(model.get("env") or ())]
     mounts = [m for m in container.get("volumeMounts") or () if m["name"] != VOLUME]
+    mounts += model.get("volumeMounts") or ()
     mounts.append({"name": VOLUME, "mountPath": contract.MOUNTED_MODEL_DIR, "readOnly": True})
     container["volumeMounts"] = mounts
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
@@ -46,7 +49,8 @@ def render_pod(service: Body, address: Address) -> Body:
         "terminationGracePeriodSeconds": 10,
     }
     volume, initializer = _model_volume(model["storageUri"])
-    pod_spec["volumes"] = [*(runtime.get("volumes") or ()), volume]
+    own = service["spec"]["predictor"].get("volumes") or ()
+    pod_spec["volumes"] = [*(runtime.get("volumes") or ()), *own, volume]
     if initializer:
         pod_spec["initContainers"] = [initializer]
     return {
@@ -63,6 +67,13 @@ def render_pod(service: Body, address: Address) -> Body:
         "spec": pod_spec,
         "status": {"phase": "Pending"},
     }
+
+
+def _expanded(arg: str, metadata: Body) -> str:
+    """A runtime's argument, which is a Go template, as far as ours are."""
+    annotations = metadata.get("annotations") or {}
+    arg = arg.replace("{{.Name}}", metadata["name"])
+    return _ANNOTATION.sub(lambda found: str(annotations.get(found[1], "")), arg)
 
 
 def _model_volume(uri: str) -> tuple[Body, Body | None]:

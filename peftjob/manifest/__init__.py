@@ -35,10 +35,8 @@ __all__ = [
 def render(spec: PeftJobSpec) -> list[Object]:
     """The objects of a job, in the order in which they can be created.
 
-    In mode read-only-many the clone stands for what the client makes when the fill is complete,
-    and the PyTorchJob is suspended until then.
+    In mode read-only-many the PyTorchJob is suspended, and waits for a client that makes the clone
+    (render_clone) when the fill is complete.
     """
-    if spec.storage.mode == "read-only-many":
-        filling = [*render_fill(spec), render_clone(spec)]
-        return [*filling, *render_claims(spec), render_job(spec, suspend=True)]
-    return [*render_claims(spec), render_job(spec)]
+    fill = render_fill(spec) if spec.storage.mode == "read-only-many" else []
+    return [*fill, *render_claims(spec), render_job(spec)]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from enum import Enum, auto
 
 from peftjob import contract
-from peftjob.manifest.names import inputs_claim
+from peftjob.manifest.names import endpoints, inputs_claim
 from peftjob.manifest.parts import (
     Object,
     container_security,
@@ -136,9 +136,16 @@ def inputs_volume(spec: PeftJobSpec) -> Object:
 
 def _common_env(spec: PeftJobSpec) -> list[Object]:
     # What is the pod's, not the training's, stays out: the spec is published with the adapter,
-    # whose lineage it is, and variables may hold anything.
+    # whose lineage it is, and variables and annotations may hold anything. Of the variables those
+    # remain that the inputs' digest, and so the name of their claim, is made of.
     described = spec.model_copy(
-        update={"env": (), "init_env": (), "volumes": (), "scheduling": Scheduling()}
+        update={
+            "annotations": {},
+            "env": (),
+            "init_env": endpoints(spec),
+            "volumes": (),
+            "scheduling": Scheduling(),
+        }
     )
     return [
         {"name": contract.SPEC_ENV, "value": _escaped(described.to_json())},

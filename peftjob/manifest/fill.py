@@ -34,7 +34,16 @@ def render_fill(spec: PeftJobSpec) -> list[Object]:
         "metadata": metadata(spec, name, annotations=dict(claim["metadata"]["annotations"])),
         "spec": {
             "backoffLimit": RETRIES,
-            "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": permanent}]},
+            "podFailurePolicy": {
+                "rules": [
+                    # A node that is drained is no failure of the fetch.
+                    {
+                        "action": "Ignore",
+                        "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
+                    },
+                    {"action": "FailJob", "onExitCodes": permanent},
+                ]
+            },
             "template": fill_template(spec, volume),
         },
     }

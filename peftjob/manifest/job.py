@@ -1,6 +1,8 @@
 """The PyTorchJob."""
 
+from peftjob import contract
 from peftjob.manifest.container import Role
+from peftjob.manifest.names import common_claim
 from peftjob.manifest.parts import Object, given, metadata
 from peftjob.manifest.replica import template
 from peftjob.spec import PeftJobSpec
@@ -8,15 +10,17 @@ from peftjob.spec import PeftJobSpec
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
-def render_job(spec: PeftJobSpec, *, suspend: bool | None = None) -> Object:
-    """The PyTorchJob; `suspend` None is what the spec says."""
-    meta = metadata(spec, spec.name, annotations=spec.annotations)
-    if spec.queue_name:
+def render_job(spec: PeftJobSpec) -> Object:
+    """The PyTorchJob; in mode read-only-many suspended, with a note of the claim it waits for."""
+    waits = spec.storage.mode == "read-only-many"
+    notes = {contract.WAITS_ANNOTATION: common_claim(spec)} if waits else {}
+    meta = metadata(spec, spec.name, annotations={**spec.annotations, **notes})
+    if spec.queue_name and not waits:
         meta["labels"][QUEUE_LABEL] = spec.queue_name
     policy = spec.run_policy
     run_policy: Object = {
         "cleanPodPolicy": policy.clean_pod_policy,
-        "suspend": policy.suspend if suspend is None else suspend,
+        "suspend": policy.suspend or waits,
         **given("backoffLimit", policy.backoff_limit),
         **given("activeDeadlineSeconds", policy.active_deadline_s),
         **given("ttlSecondsAfterFinished", policy.ttl_after_finished_s),

@@ -2,14 +2,27 @@
 
 import hashlib
 import json
+from typing import Any
 
+from peftjob.pods import EnvVar
 from peftjob.spec import PeftJobSpec
+
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT")
+
+
+def endpoints(spec: PeftJobSpec) -> tuple[EnvVar, ...]:
+    """The variables that say which service s3:// and hf:// mean, sorted."""
+    named = (variable for variable in spec.init_env if variable.name in _ENDPOINTS)
+    return tuple(sorted(named, key=lambda variable: variable.name))
 
 
 def inputs_digest(spec: PeftJobSpec) -> str:
     """Names the inputs of a job: two jobs with the same digest can share a claim."""
-    sources = [[part.source, part.revision] for part in (spec.base_model, spec.dataset)] + [
-        [spec.dataset.split, list(spec.dataset.files), list(spec.dataset.eval_files)]
+    sources: list[Any] = [
+        [spec.base_model.source, spec.base_model.revision],
+        [spec.dataset.source, spec.dataset.revision],
+        [spec.dataset.split, list(spec.dataset.files), list(spec.dataset.eval_files)],
+        *(variable.model_dump(mode="json", exclude_none=True) for variable in endpoints(spec)),
     ]
     return "sha256:" + hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 

@@ -33,7 +33,7 @@ def mount(name: str, path: str, *, read_only: bool = False, sub_path: str | None
 
 def env(variables: tuple[EnvVar, ...]) -> list[Object]:
     return [
-        {"name": v.name, "valueFrom": v.value_from}
+        {"name": v.name, "valueFrom": v.value_from.render()}
         if v.value_from is not None
         else {"name": v.name, "value": v.value or ""}
         for v in variables

@@ -70,7 +70,7 @@ def pod_base(spec: PeftJobSpec) -> Object:
         **given("serviceAccountName", scheduling.service_account),
         **given("imagePullSecrets", secrets or None),
         **given("nodeSelector", selector or None),
-        **given("tolerations", list(scheduling.tolerations) or None),
+        **given("tolerations", [one.render() for one in scheduling.tolerations] or None),
         **given("affinity", scheduling.affinity or None),
         **given("priorityClassName", scheduling.priority_class),
         "securityContext": pod_security(),

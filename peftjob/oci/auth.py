@@ -5,8 +5,10 @@ Secrets are masked in repr and never part of an error.
 
 import base64
 import json
+import math
 import re
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,8 @@ from peftjob.oci.transport import exchange, read_body
 
 _HELPER_TIMEOUT_S = 30.0
 _MAX_TOKEN_BYTES = 1 << 20
+_TOKEN_LIFETIME_S = 60
+"""Of a token whose server does not say, by the specification of tokens."""
 _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 # Docker Hub's logins are kept under a name from before registries had hosts of their own.
@@ -46,6 +50,16 @@ class Challenge:
     realm: str = ""
     service: str = ""
     scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a challenge is answered with."""
+
+    header: str = field(repr=False)
+    """Authorization."""
+    good_until: float = math.inf
+    """On time.monotonic()'s clock: when to ask for another."""
 
 
 def auth_files(env: Mapping[str, str]) -> tuple[Path, ...]:
@@ -205,17 +219,17 @@ def authorization(
     host: str,
     repository: str,
     allow_http: bool,
-) -> str | None:
-    """The Authorization header that answers a challenge; None: there is no login to answer with.
+) -> Answer | None:
+    """The answer to a challenge; None: there is no login to answer with.
 
     Raises:
         RegistryError: the token server refuses the login, or can't be trusted with it.
         TransientError: the token server did not answer as it should.
     """
     if login and login.kind == "registry-token":
-        return f"Bearer {login.secret}"
+        return Answer(f"Bearer {login.secret}")
     if challenge.scheme == "basic":
-        return _basic(login) if login and login.kind == "password" else None
+        return Answer(_basic(login)) if login and login.kind == "password" else None
     server = urlsplit(challenge.realm)
     if server.scheme != "https" and not (allow_http and server.scheme == "http"):
         raise RegistryError(
@@ -252,7 +266,11 @@ def authorization(
             f"can't {what}: it answered status {response.status_code} without a token; ask who "
             "runs the registry"
         ) from err
-    return f"Bearer {token}"
+    lifetime_s = data.get("expires_in")
+    if not isinstance(lifetime_s, int | float) or lifetime_s <= 0:
+        lifetime_s = _TOKEN_LIFETIME_S
+    # Half of it: what is sent now has to be there before the other half is over.
+    return Answer(f"Bearer {token}", time.monotonic() + lifetime_s / 2)
 
 
 def refused(host: str, login: Login | None) -> str:

@@ -1,8 +1,15 @@
-"""Files that are whole or absent, also after a power cut."""
+"""Files and folders that are whole or absent, also after a power cut or a kill.
 
+What a killed process left half-written is removed by the next one that writes the same: whoever
+works on a temporary holds a lock on it, which a kill releases.
+"""
+
+import fcntl
 import os
+import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -11,18 +18,36 @@ from typing import BinaryIO
 @contextmanager
 def written_beside(target: Path) -> Iterator[BinaryIO]:
     """A file that becomes `target` when the block ends well, and never exists otherwise."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    _sweep(target)
+    handle, name = _locked(lambda: tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         with open(handle, "wb") as file:
             yield file
             os.fchmod(handle, 0o644)
             file.flush()
             os.fsync(handle)
-        os.replace(name, target)
+            os.replace(name, target)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(target.parent)
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """A folder for what becomes `target`; it is removed in the end, with what is left in it."""
+    _sweep(target)
+
+    def make() -> tuple[int, str]:
+        name = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+        return os.open(name, os.O_RDONLY), name
+
+    handle, name = _locked(make)
+    try:
+        yield Path(name)
+    finally:
+        shutil.rmtree(name, ignore_errors=True)
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -32,3 +57,41 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _locked(make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+    """Make a temporary and lock it; again where another process swept it before it was locked."""
+    while True:
+        handle, name = make()
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError:
+            # A file system without locks: then nothing is swept either.
+            return handle, name
+        if os.path.lexists(name):
+            return handle, name
+        os.close(handle)
+
+
+def _sweep(target: Path) -> None:
+    """Remove temporaries for `target` that nobody works on."""
+    mine = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+    for left in target.parent.iterdir():
+        # As tempfile names them; anything else there is the user's.
+        if not mine.fullmatch(left.name):
+            continue
+        try:
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            continue
+        else:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+        finally:
+            os.close(handle)

@@ -18,11 +18,11 @@ from peftjob.errors import NotFoundError, RegistryError
 from peftjob.oci.files import written_beside
 from peftjob.oci.manifest import (
     INDEX,
-    MANIFEST,
     MAX_JSON_BYTES,
     REF_NAME,
     Descriptor,
     digest_of,
+    media_type_of,
     parse_descriptor,
     parse_object,
     to_json_bytes,
@@ -49,32 +49,34 @@ class Layout:
         except FileNotFoundError:
             return False
 
-    def open_blob(self, blob: Descriptor, *, scratch: Path) -> BinaryIO:
-        """The blob's own file, checked. See Store."""
+    def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
+        """The blob's own file, checked before its first byte is handed out. See Store."""
         path = self._path(blob.digest)
         try:
             file = path.open("rb")
         except FileNotFoundError as err:
             raise RegistryError(f"{path} is missing in the layout; push the image again") from err
-        if not _matches(file, blob):
-            file.close()
-            raise RegistryError(
-                f"{path} was changed: it is not the {blob.size_bytes} bytes of {blob.digest}; "
-                "push the image again"
-            )
-        file.seek(0)
-        return file
+        with file:
+            if not _matches(file, blob):
+                raise RegistryError(
+                    f"{path} was changed: it is not the {blob.size_bytes} bytes of {blob.digest}; "
+                    "push the image again"
+                )
+            file.seek(0)
+            while chunk := file.read(CHUNK_BYTES):
+                yield chunk
 
-    def put_blob(self, blob: Descriptor, source: Path) -> None:
+    def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
         """Copy the file into the layout. See Store."""
         self._make()
-        with source.open("rb") as data, written_beside(self._path(blob.digest)) as file:
+        source.seek(0)
+        with written_beside(self._path(blob.digest)) as file:
             copied = hashlib.sha256()
-            while chunk := data.read(CHUNK_BYTES):
+            while chunk := source.read(CHUNK_BYTES):
                 copied.update(chunk)
                 file.write(chunk)
             if f"sha256:{copied.hexdigest()}" != blob.digest:
-                raise RegistryError(f"{source} changed while it was pushed; push again")
+                raise RegistryError("a file changed while it was pushed; push again")
 
     def get_manifest(self, version: str) -> bytes:
         """The manifest of a tag or a digest. See Store."""
@@ -89,15 +91,19 @@ class Layout:
             raise RegistryError(f"{path} was changed: it is not {digest}; push the image again")
         return body
 
-    def put_manifest(self, body: bytes, *, tag: str) -> None:
+    def put_manifest(self, body: bytes, *, version: str) -> None:
         """Store the manifest and move the tag to it. See Store."""
         self._make()
-        manifest = Descriptor(MANIFEST, digest_of(body), len(body), {REF_NAME: tag})
+        tag = None if is_digest(version) else version
+        names = {REF_NAME: tag} if tag else {}
+        manifest = Descriptor(media_type_of(body), digest_of(body), len(body), names)
         with written_beside(self._path(manifest.digest)) as file:
             file.write(body)
         with self._locked():
             index = self._read_index()
             kept = [_untagged(item, tag) for item in index["manifests"]]
+            if not tag and any(item.get("digest") == manifest.digest for item in kept):
+                return
             # The image that the tag pointed to stays listed without a name: it is still referenced
             # by its digest elsewhere, and unlisted blobs are garbage to other tools.
             kept = [
@@ -109,18 +115,32 @@ class Layout:
             with written_beside(self._folder / "index.json") as file:
                 file.write(to_json_bytes(index))
 
+    def tags(self) -> list[str]:
+        """The names in index.json. See Store."""
+        self._see_layout()
+        items = self._read_index()["manifests"]
+        names = ((item.get("annotations") or {}).get(REF_NAME) for item in items)
+        return sorted({name for name in names if isinstance(name, str)})
+
+    def lists_referrers(self, digest: str) -> bool:
+        """A folder lists tags only. See Store."""
+        return False
+
     def close(self) -> None:
         """Nothing is held open."""
 
     def _path(self, digest: str) -> Path:
         return self._blobs / digest.removeprefix("sha256:")
 
-    def _find_tag(self, tag: str) -> str:
+    def _see_layout(self) -> None:
         if not (self._folder / _VERSION_FILE).is_file():
             raise NotFoundError(
                 f"no image layout in {self._folder} (no file {_VERSION_FILE}); push to it first, "
                 "or correct the path"
             )
+
+    def _find_tag(self, tag: str) -> str:
+        self._see_layout()
         items = self._read_index()["manifests"]
         found = {(item.get("annotations") or {}).get(REF_NAME): item for item in items}
         if tag not in found:
@@ -176,10 +196,10 @@ def _matches(file: io.BufferedReader, blob: Descriptor) -> bool:
     )
 
 
-def _untagged(item: dict[str, Any], tag: str) -> dict[str, Any]:
+def _untagged(item: dict[str, Any], tag: str | None) -> dict[str, Any]:
     """The index entry without the name `tag`."""
     annotations = item.get("annotations") or {}
-    if annotations.get(REF_NAME) != tag:
+    if tag is None or annotations.get(REF_NAME) != tag:
         return item
     rest = {key: value for key, value in annotations.items() if key != REF_NAME}
     bare = {key: value for key, value in item.items() if key != "annotations"}

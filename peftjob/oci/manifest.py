@@ -19,6 +19,8 @@ DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_INDEX = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 
+_ATTESTATION = "vnd.docker.reference.type"
+
 REF_NAME = "org.opencontainers.image.ref.name"
 CREATED = "org.opencontainers.image.created"
 TITLE = "org.opencontainers.image.title"
@@ -53,18 +55,24 @@ class Manifest:
     config: Descriptor
     layers: tuple[Descriptor, ...]
     annotations: Mapping[str, str]
+    subject: Descriptor | None = None
+    """The manifest that this one is about: a signature's image."""
+    artifact_type: str | None = None
 
     def to_bytes(self) -> bytes:
         """The manifest as JSON, the same bytes for the same manifest."""
-        return to_json_bytes(
-            {
-                "schemaVersion": 2,
-                "mediaType": MANIFEST,
-                "config": self.config.to_json(),
-                "layers": [layer.to_json() for layer in self.layers],
-                "annotations": dict(self.annotations),
-            }
-        )
+        data: dict[str, Any] = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST,
+            "config": self.config.to_json(),
+            "layers": [layer.to_json() for layer in self.layers],
+            "annotations": dict(self.annotations),
+        }
+        if self.subject:
+            data["subject"] = self.subject.to_json()
+        if self.artifact_type:
+            data["artifactType"] = self.artifact_type
+        return to_json_bytes(data)
 
     @classmethod
     def parse(cls, body: bytes, *, where: str) -> "Manifest":
@@ -88,6 +96,38 @@ class Manifest:
             raise RegistryError(f"{where} has annotations that are no strings; push it again")
         (config,) = _descriptors([data.get("config")], where)
         return cls(config, _descriptors(data.get("layers"), where), annotations)
+
+
+def sole_image(body: bytes, *, architecture: str) -> str | None:
+    """The digest of the image to take where `body` is an index; None where it is none, or has none
+    that fits.
+
+    Builders make an index of one image and its attestations. Where there are more images, that
+    for Linux on `architecture` counts: files are the same on all, so none is wrong.
+
+    Raises:
+        RegistryError: the index is damaged.
+    """
+    data = parse_object(body, where="the manifest")
+    if "manifests" not in data:
+        return None
+    images = {}
+    for descriptor, item in zip(
+        _descriptors(data["manifests"], "the index"), data["manifests"], strict=True
+    ):
+        platform = item.get("platform") or {}
+        if platform.get("os") != "unknown" and _ATTESTATION not in descriptor.annotations:
+            images[descriptor.digest] = (platform.get("os"), platform.get("architecture"))
+    if len(images) == 1:
+        return next(iter(images))
+    fitting = [digest for digest, found in images.items() if found == ("linux", architecture)]
+    return fitting[0] if fitting else None
+
+
+def media_type_of(body: bytes) -> str:
+    """The type of a manifest, as it says itself."""
+    media_type = parse_object(body, where="the manifest").get("mediaType")
+    return media_type if isinstance(media_type, str) else MANIFEST
 
 
 def digest_of(body: bytes) -> str:

@@ -1,6 +1,6 @@
 """What the two places of images, a registry and a layout folder, have in common."""
 
-from pathlib import Path
+from collections.abc import Iterator
 from typing import BinaryIO, Protocol
 
 from peftjob.oci.manifest import Descriptor
@@ -19,15 +19,18 @@ class Store(Protocol):
     def has_blob(self, blob: Descriptor) -> bool:
         """Whether the blob is there and need not be put."""
 
-    def open_blob(self, blob: Descriptor, *, scratch: Path) -> BinaryIO:
-        """A file with the blob, at its beginning, after digest and size have been checked.
+    def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
+        """The bytes of the blob, chunk by chunk.
 
-        Nothing unchecked is ever handed out. `scratch` is a folder that a temporary copy may
-        lie in for as long as the file is open.
+        Digest and size are checked at the end: a reader that has not come to the end of the
+        chunks must not let anything of them out.
+
+        Raises:
+            RegistryError: at the end, that the bytes are not those of the digest.
         """
 
-    def put_blob(self, blob: Descriptor, source: Path) -> None:
-        """Store the file `source` as the blob; it is either whole or not there."""
+    def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
+        """Store the file `source`, from its beginning; the blob is either whole or not there."""
 
     def get_manifest(self, version: str) -> bytes:
         """The manifest of a tag or a digest; of a digest, it has been checked.
@@ -36,8 +39,21 @@ class Store(Protocol):
             NotFoundError: there is none.
         """
 
-    def put_manifest(self, body: bytes, *, tag: str) -> None:
-        """Store the manifest and let the tag point to it, in one step; its blobs come first."""
+    def put_manifest(self, body: bytes, *, version: str) -> None:
+        """Store the manifest and, where `version` is a tag and no digest, let it point there.
+
+        That is one step; the manifest's blobs come first.
+        """
+
+    def tags(self) -> list[str]:
+        """All tags, sorted.
+
+        Raises:
+            NotFoundError: there is no such place.
+        """
+
+    def lists_referrers(self, digest: str) -> bool:
+        """Whether the store itself finds the manifests that have the image as their subject."""
 
     def close(self) -> None:
         """Give connections back."""

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from peftjob.errors import RegistryError, RegistryUnavailableError
+from peftjob.oci.certificates import Certificates
 
 T = TypeVar("T")
 
@@ -27,6 +29,9 @@ ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5
 """Doubled each time: 0.5 + 1 + 2 + 4 s, which outlasts a registry that is restarted."""
 MAX_RETRY_AFTER_S = 60.0
+_WAY_BYTES = 1 << 20
+_SEND_BYTES = 256 << 10
+"""Handed to the socket at a time; http.client's 16 KiB make a fast network slow."""
 
 _RETRYABLE_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _MAX_ERROR_BYTES = 64 << 10
@@ -40,10 +45,27 @@ class TransientError(Exception):
         self.retry_after_s = retry_after_s
 
 
-def new_session(*, use_environment: bool) -> requests.Session:
-    """A session; `use_environment` lets it take proxies and certificates from the environment."""
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
+
+
+def new_session(
+    *, use_environment: bool, certificates: Certificates | None = None
+) -> requests.Session:
+    """A session for one registry.
+
+    Args:
+        use_environment: take proxies and certificates from the environment.
+        certificates: of this registry; they win over the environment's.
+    """
     session = requests.Session()
+    for scheme in ("https://", "http://"):
+        session.mount(scheme, _Adapter())
     session.trust_env = use_environment
+    if certificates:
+        session.verify = str(certificates.authority) if certificates.authority else True
+        session.cert = certificates.client
     # Without an auth of its own requests would send a login from ~/.netrc over the one we chose.
     session.auth = lambda request: request
     return session
@@ -78,11 +100,14 @@ def exchange(
             stream=True,
             allow_redirects=False,
             timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+            # Said here, for else REQUESTS_CA_BUNDLE would win over what the session says.
+            verify=session.verify if isinstance(session.verify, str) else None,
         )
     except requests.exceptions.SSLError as err:
         raise RegistryError(
             f"can't {what}: TLS failed ({reason_of(err)}); trust its certificate with "
-            "REQUESTS_CA_BUNDLE, or, if it speaks plain HTTP, set insecure"
+            "REQUESTS_CA_BUNDLE or ~/.config/containers/certs.d/HOST/ca.crt, "
+            "or, if it speaks plain HTTP, set insecure"
         ) from err
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as err:
         raise RegistryError(f"can't {what}: no valid address; correct the host") from err
@@ -95,31 +120,59 @@ def exchange(
     return response
 
 
+class Attempts:
+    """Counts the attempts at one thing, and sleeps between them."""
+
+    def __init__(self, what: str, sleep: Callable[[float], None]) -> None:
+        self._what = what
+        self._sleep = sleep
+        self._failed = 0
+        self._best = 0
+
+    def reached(self, position: int) -> None:
+        """Count anew when a transfer got at least a chunk further than ever before.
+
+        A long transfer over a bad line fails often and still ends; one that makes no way does not
+        go on for ever, and neither does one that makes a byte of way at a time.
+        """
+        if position >= self._best + _WAY_BYTES:
+            self._best = position
+            self._failed = 0
+
+    def failed(self, err: TransientError) -> None:
+        """Sleep until the next attempt.
+
+        Raises:
+            RegistryUnavailableError: this was the last one, or the server asks to wait for long.
+        """
+        if err.retry_after_s > MAX_RETRY_AFTER_S:
+            raise RegistryUnavailableError(
+                f"can't {self._what}: {err}; the registry asks to come back in "
+                f"{err.retry_after_s:.0f} s"
+            ) from err
+        self._failed += 1
+        if self._failed == ATTEMPTS:
+            raise RegistryUnavailableError(
+                f"can't {self._what}: {err} ({ATTEMPTS} attempts); see that the registry is up and "
+                "try again"
+            ) from err
+        # A random part keeps many replicas from coming back in the same instant.
+        pause_s = FIRST_PAUSE_S * 2 ** (self._failed - 1) * random.uniform(0.75, 1.25)
+        self._sleep(max(pause_s, err.retry_after_s))
+
+
 def retrying(what: str, action: Callable[[], T], *, sleep: Callable[[float], None]) -> T:
     """Run `action` until it raises no TransientError, at most ATTEMPTS times.
 
     Raises:
         RegistryUnavailableError: every attempt failed, or the server asks to wait for long.
     """
-    attempt = 0
+    attempts = Attempts(what, sleep)
     while True:
         try:
             return action()
         except TransientError as err:
-            if err.retry_after_s > MAX_RETRY_AFTER_S:
-                raise RegistryUnavailableError(
-                    f"can't {what}: {err}; the registry asks to come back in "
-                    f"{err.retry_after_s:.0f} s"
-                ) from err
-            attempt += 1
-            if attempt == ATTEMPTS:
-                raise RegistryUnavailableError(
-                    f"can't {what}: {err} ({ATTEMPTS} attempts); see that the registry is up and "
-                    "try again"
-                ) from err
-            # A random part keeps many replicas from coming back in the same instant.
-            pause_s = FIRST_PAUSE_S * 2 ** (attempt - 1) * random.uniform(0.75, 1.25)
-            sleep(max(pause_s, err.retry_after_s))
+            attempts.failed(err)
 
 
 def read_body(response: requests.Response, limit_bytes: int) -> bytes:

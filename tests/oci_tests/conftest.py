@@ -10,9 +10,11 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,16 +79,13 @@ def image_of(tmp_path: Path) -> Callable[..., Reference]:
     def image_of(*members: tarfile.TarInfo, layer: bytes | None = None) -> Reference:
         if layer is None:
             layer = gzip.compress(tar_of(members))
-        diff_id = digest_of(gzip.decompress(layer)) if layer[:2] == b"\x1f\x8b" else ""
-        config = json.dumps({"rootfs": {"type": "layers", "diff_ids": [diff_id]}}).encode()
+        config = json.dumps({"rootfs": {"type": "layers", "diff_ids": []}}).encode()
         store = Layout(tmp_path / "made")
         blobs = []
         for media_type, body in ((CONFIG, config), (TAR_GZIP, layer)):
             blobs.append(Descriptor(media_type, digest_of(body), len(body)))
-            source = tmp_path / "blob"
-            source.write_bytes(body)
-            store.put_blob(blobs[-1], source)
-        store.put_manifest(Manifest(blobs[0], (blobs[1],), {}).to_bytes(), tag="made")
+            store.put_blob(blobs[-1], io.BytesIO(body))
+        store.put_manifest(Manifest(blobs[0], (blobs[1],), {}).to_bytes(), version="made")
         return Reference.parse(f"oci-layout://{tmp_path / 'made'}:made")
 
     return image_of
@@ -107,6 +106,8 @@ class DockerRegistry:
 
     host: str
     access_log: Path
+    certificate: Path
+    """Of itself; there with tls only."""
 
     def requests(self) -> list[str]:
         """`METHOD path` of every request so far."""
@@ -115,38 +116,60 @@ class DockerRegistry:
         return [" ".join(line.split('"')[1].split()[:2]) for line in lines if '"' in line]
 
 
-@pytest.fixture
-def docker_registry(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
-    """Starts docker-registry on a free port of the loopback, with a login or without."""
-    started: list[subprocess.Popen[bytes]] = []
-
-    def start(*, login: bool = False) -> DockerRegistry:
-        program = shutil.which("docker-registry")
-        if program is None:
-            pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
-        home = tmp_path / "registry"
-        home.mkdir()
-        host = f"127.0.0.1:{free_port()}"
-        config = {
-            "version": 0.1,
-            "log": {"level": "error", "accesslog": {"disabled": False}},
-            "storage": {"filesystem": {"rootdirectory": str(home / "data")}},
-            "http": {"addr": host},
-        }
-        if login:
-            (home / "htpasswd").write_text(HTPASSWD)
-            config["auth"] = {"htpasswd": {"realm": "test", "path": str(home / "htpasswd")}}
-        (home / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-        with (home / "access.log").open("wb") as log:
-            command = [program, "serve", str(home / "config.yml")]
-            started.append(subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT))
+@contextmanager
+def running(home: Path, *, login: bool = False, tls: bool = False) -> Iterator[DockerRegistry]:
+    """A docker-registry with its data in `home`, on a free port of the loopback."""
+    program = shutil.which("docker-registry")
+    if program is None:
+        pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
+    home.mkdir()
+    host = f"127.0.0.1:{free_port()}"
+    config: dict[str, Any] = {
+        "version": 0.1,
+        "log": {"level": "error", "accesslog": {"disabled": False}},
+        "storage": {"filesystem": {"rootdirectory": str(home / "data")}},
+        "http": {"addr": host},
+    }
+    if login:
+        (home / "htpasswd").write_text(HTPASSWD)
+        config["auth"] = {"htpasswd": {"realm": "test", "path": str(home / "htpasswd")}}
+    if tls:
+        certificate, key = home / "tls.crt", home / "tls.key"
+        new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")
+        names = ("-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1")
+        to = ("-nodes", "-keyout", str(key), "-out", str(certificate))
+        subprocess.run(["openssl", *new, *names, *to], check=True, capture_output=True)
+        config["http"]["tls"] = {"certificate": str(certificate), "key": str(key)}
+    (home / "config.yml").write_text(json.dumps(config))  # JSON is YAML
+    with (home / "access.log").open("wb") as log:
+        command = [program, "serve", str(home / "config.yml")]
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+    try:
         wait_for(host)
-        return DockerRegistry(host, home / "access.log")
-
-    yield start
-    for process in started:
+        yield DockerRegistry(host, home / "access.log", home / "tls.crt")
+    finally:
         process.terminate()
         process.wait(timeout=10)
+
+
+@pytest.fixture
+def docker_registry(tmp_path: Path) -> Iterator[Callable[..., DockerRegistry]]:
+    """Starts a registry of the test's own, with a login, a certificate or neither."""
+    with ExitStack() as started:
+        yield lambda **given: started.enter_context(running(tmp_path / "registry", **given))
+
+
+@pytest.fixture(scope="session")
+def _shared_registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DockerRegistry]:
+    with running(tmp_path_factory.mktemp("shared") / "registry") as registry:
+        yield registry
+
+
+@pytest.fixture
+def empty_registry(_shared_registry: DockerRegistry) -> DockerRegistry:
+    """One registry for many tests, without the images of the test before."""
+    shutil.rmtree(_shared_registry.access_log.parent / "data", ignore_errors=True)
+    return _shared_registry
 
 
 @dataclass
@@ -206,11 +229,11 @@ def free_port() -> int:
 def wait_for(host: str) -> None:
     """Wait until something listens there, ten seconds at most."""
     name, _, port = host.partition(":")
-    for _ in range(100):
+    for _ in range(500):
         try:
             socket.create_connection((name, int(port)), timeout=1).close()
         except OSError:
-            time.sleep(0.1)
+            time.sleep(0.02)
         else:
             return
     raise TimeoutError(f"nothing listens on {host}")

@@ -202,7 +202,8 @@ def test_an_identity_token_is_exchanged_in_the_body_of_a_post(serve: Any) -> Non
         allow_http=True,
     )
 
-    assert answer == "Bearer fresh"
+    assert answer is not None
+    assert answer.header == "Bearer fresh"
     assert server.asked == [("POST", "/token", None)]
 
 

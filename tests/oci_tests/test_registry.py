@@ -1,7 +1,10 @@
 """A registry as the place: Debian's docker-registry, and servers that misbehave on purpose."""
 
 import base64
+import io
 import json
+import platform
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from peftjob.errors import (
     RegistryUnavailableError,
 )
 from peftjob.oci import Reference, pull, push, resolve
-from peftjob.oci.manifest import Descriptor, digest_of
+from peftjob.oci.manifest import INDEX, MANIFEST, Descriptor, digest_of, to_json_bytes
+from peftjob.oci.places import opened
 from peftjob.oci.registry import Registry
 
 PASSWORD = "correct horse"
@@ -133,13 +137,36 @@ def test_a_wrong_login_and_none_are_one_line_at_once(
     assert "pony" not in str(caught.value)
 
 
+def test_a_registry_with_a_certificate_of_its_own_is_trusted_where_its_folder_says_so(
+    adapter: Path, docker_registry: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = docker_registry(tls=True)
+    folder = tmp_path / "config" / "containers" / "certs.d" / registry.host
+    folder.mkdir(parents=True)
+    shutil.copy(registry.certificate, folder / "ca.crt")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+
+    pushed = push(adapter, Reference.parse(f"{registry.host}/a:v1"), annotations={})
+
+    pull(pushed, tmp_path / "pulled")
+    assert files(tmp_path / "pulled") == files(adapter)
+
+
+def test_a_certificate_that_nobody_vouches_for_is_one_line(docker_registry: Any) -> None:
+    registry = Registry(docker_registry(tls=True).host, "a", plain_http=False, env={})
+
+    with pytest.raises(RegistryError, match=r"TLS failed.*certs.d/HOST/ca.crt") as caught:
+        registry.get_manifest("v1")
+
+    assert "\n" not in str(caught.value)
+
+
 def test_a_busy_registry_is_asked_again_when_it_says(serve: Any, tmp_path: Path) -> None:
     answers = [(503, {"Retry-After": "7"}, b""), (429, {}, b""), (200, {}, BODY)]
     server = serve(lambda method, path, login: answers.pop(0))
     sleeps: list[float] = []
 
-    with client(server.host, sleeps).open_blob(BLOB, scratch=tmp_path) as file:
-        assert file.read() == BODY
+    assert b"".join(client(server.host, sleeps).read_blob(BLOB)) == BODY
 
     assert sleeps[0] == 7
     assert 0 < sleeps[1] < 2
@@ -152,8 +179,7 @@ def test_a_download_that_breaks_off_is_made_again(serve: Any, tmp_path: Path) ->
     sleeps: list[float] = []
 
     # The handler's thread ends the connection when it is done, so the first answer is cut short.
-    with client(server.host, sleeps).open_blob(BLOB, scratch=tmp_path) as file:
-        assert file.read() == BODY
+    assert b"".join(client(server.host, sleeps).read_blob(BLOB)) == BODY
 
     assert len(sleeps) == 2
 
@@ -165,7 +191,7 @@ def test_other_bytes_than_the_digest_says_are_refused_at_once(
     server = serve(lambda method, path, login: (200, {}, body))
 
     with pytest.raises(RegistryError, match="other bytes"):
-        client(server.host, []).open_blob(BLOB, scratch=tmp_path)
+        list(client(server.host, []).read_blob(BLOB))
 
     assert len(server.asked) == 1
 
@@ -179,10 +205,9 @@ def test_an_upload_that_fails_once_is_made_again_from_its_start(serve: Any, tmp_
         return puts.pop(0), {}, b""
 
     server = serve(answer)
-    (tmp_path / "blob").write_bytes(BODY)
     sleeps: list[float] = []
 
-    client(server.host, sleeps).put_blob(BLOB, tmp_path / "blob")
+    client(server.host, sleeps).put_blob(BLOB, io.BytesIO(BODY))
 
     assert [method for method, _, _ in server.asked] == ["POST", "PUT", "POST", "PUT"]
     assert server.asked[1][1].startswith("/v2/a/blobs/uploads/1?state=x&digest=sha256%3A")
@@ -246,8 +271,7 @@ def test_a_login_is_not_sent_to_where_a_registry_redirects(
     log_in(tmp_path / "auth.json", server.host, PASSWORD, monkeypatch)
     env = {"REGISTRY_AUTH_FILE": str(tmp_path / "auth.json")}
 
-    with client(server.host, [], **env).open_blob(BLOB, scratch=tmp_path) as file:
-        assert file.read() == BODY
+    assert b"".join(client(server.host, [], **env).read_blob(BLOB)) == BODY
 
     assert server.asked[-1][2] is not None
     assert elsewhere.asked == [("GET", "/signed?key=1", None)]
@@ -257,7 +281,7 @@ def test_redirects_in_a_circle_end(serve: Any, tmp_path: Path) -> None:
     server = serve(lambda method, path, login: (302, {"Location": path}, b""))
 
     with pytest.raises(RegistryError, match="in a circle"):
-        client(server.host, []).open_blob(BLOB, scratch=tmp_path)
+        list(client(server.host, []).read_blob(BLOB))
 
 
 @pytest.fixture
@@ -331,12 +355,39 @@ def test_a_manifest_that_is_not_its_digest_is_refused(serve: Any) -> None:
 
 
 def test_an_index_of_several_images_names_them(serve: Any) -> None:
-    items = [{"mediaType": "m", "digest": BLOB.digest, "size": 1}]
+    items = [{"mediaType": "m", "digest": f"sha256:{n:064}", "size": 1} for n in range(2)]
     body = json.dumps({"schemaVersion": 2, "manifests": items}).encode()
     server = serve(lambda method, path, login: (200, {}, body))
 
-    with pytest.raises(RegistryError, match=f"index of several images.*{BLOB.digest}"):
+    with pytest.raises(RegistryError, match=f"index of several images.*{items[1]['digest']}"):
         pull(Reference.parse(f"{server.host}/a:v1"), Path("/nowhere/out"))
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        [("unknown", "unknown")],
+        [("linux", "arm64" if platform.machine() == "x86_64" else "amd64"), ("windows", "amd64")],
+    ],
+)
+def test_of_an_index_the_image_for_this_machine_is_pulled(
+    adapter: Path, layout: Reference, tmp_path: Path, others: list[tuple[str, str]]
+) -> None:
+    pushed = push(adapter, layout, annotations={})
+    mine = ("linux", {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()])
+    items = [
+        Descriptor(MANIFEST, str(pushed.digest) if one == mine else BLOB.digest, 1).to_json()
+        | {"platform": {"os": one[0], "architecture": one[1]}}
+        for one in (*others, mine)
+    ]
+    index = to_json_bytes({"schemaVersion": 2, "mediaType": INDEX, "manifests": items})
+    with opened(layout, insecure=False) as store:
+        store.put_manifest(index, version="multi")
+
+    found = pull(layout.with_tag("multi"), tmp_path / "pulled")
+
+    assert found.digest == pushed.digest
+    assert files(tmp_path / "pulled") == files(adapter)
 
 
 def test_a_plain_http_registry_spoken_to_in_https_says_what_to_set(serve: Any) -> None:

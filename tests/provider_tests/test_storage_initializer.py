@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from provider import Transfer
+from storage_initializer import filling
 from tests.hub_server import TOKEN, Fault, HubServer
 from tests.until import until
 
@@ -251,13 +253,23 @@ def test_a_stock_token_opens_the_hub_and_is_kept_nowhere(
     assert kept == []
 
 
-def test_stock_s3_says_which_schemes_there_are(job: Job) -> None:
+def test_an_unknown_stock_provider_is_told_which_schemes_there_are(job: Job) -> None:
     args = stock()
-    args[args.index("--dataset_provider") + 1] = "s3"
+    args[args.index("--dataset_provider") + 1] = "gcs"
     done = job.run(*args)
     assert done.returncode == 10
-    assert "--dataset_provider s3 is not known" in done.stderr
+    assert "--dataset_provider gcs is not known" in done.stderr
     assert "file://, hf://, http://, https://" in done.stderr
+
+
+def test_the_trainer_learns_from_the_volume_what_the_stock_client_tells_the_init_container_alone(
+    job: Job,
+) -> None:
+    assert job.run(*stock()).returncode == 0
+    described = job.state("described.json")
+    assert described["dataset"]["source"] == "hf://org/rows"
+    assert described["dataset"]["split"] == "train"
+    assert described["model"]["source"] == "hf://org/tiny"
 
 
 def test_waiting_ends_when_the_marker_comes(job: Job) -> None:
@@ -302,3 +314,28 @@ def test_nothing_heavy_is_imported(job: Job) -> None:
         timeout=60,
     )
     assert done.stdout.splitlines()[-1] == "[]", done.stderr
+
+
+def test_the_log_says_how_far_each_file_is_and_all_of_them(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "PROGRESS_EVERY_S", 0.0)
+    caplog.set_level("INFO")
+    filling.ProgressLog("model")(
+        Transfer(
+            uri="hf://org/tiny",
+            path="a.safetensors",
+            file_bytes=500_000_000,
+            file_total_bytes=2_000_000_000,
+            file_bytes_per_s=5e6,
+            done_bytes=1_000_000_000,
+            total_bytes=4_000_000_000,
+            done_files=1,
+            total_files=3,
+            bytes_per_s=1e7,
+        )
+    )
+    assert caplog.messages == [
+        "model: 1 of 3 files, 1.0 GB of 4.0 GB (25 %), 10.0 MB/s, 5 min left",
+        "model:   a.safetensors 500.0 MB of 2.0 GB (25 %), 5.0 MB/s, 5 min left",
+    ]

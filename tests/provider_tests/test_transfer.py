@@ -107,6 +107,18 @@ def test_too_little_space_is_noticed_before_anything_is_read(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_too_few_inodes_are_noticed_before_anything_is_read(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = list(os.statvfs(tmp_path))
+    facts[5:8] = [1000, 2, 2]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(facts))
+    memory.files = (remote("a/x", b""), remote("b/y", b""))
+    with pytest.raises(PermanentError, match=r"5 files and folders are to come .* has 2 inodes"):
+        fetch("memory://x", tmp_path / "dest", kind="model")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
     hub: HubServer, tmp_path: Path
 ) -> None:
@@ -138,7 +150,7 @@ def test_progress_counts_to_the_total(hub: HubServer, tmp_path: Path) -> None:
     fetch("hf://org/tiny", tmp_path / "dest", kind="model", env=env, progress=seen.append)
     done = [transfer.done_bytes for transfer in seen]
     assert done == sorted(done)
-    assert len(seen) > 10
+    assert len(seen) >= 8
     assert (seen[-1].done_bytes, seen[-1].done_files) == (seen[-1].total_bytes, 2)
 
 
@@ -177,7 +189,7 @@ def test_a_killed_fetch_goes_on_where_it_was(hub: HubServer, tmp_path: Path) -> 
     hub.requests.clear()
     assert run(code, hub).returncode == 0
     (asked,) = hub.asked_for("/resolve/")
-    assert int(asked.headers["range"].removeprefix("bytes=").rstrip("-")) >= 2_000_000
+    assert int(asked.headers["range"].removeprefix("bytes=").partition("-")[0]) >= 2_000_000
     assert (dest / "model.safetensors").read_bytes() == WEIGHTS
 
 

@@ -73,7 +73,7 @@ def test_a_broken_connection_goes_on_where_it_broke(web: FileServer, dest: Path)
     get(f"{web.url}/rows.jsonl", dest)
     assert (dest / "rows.jsonl").read_bytes() == CONTENT
     ranges = [asked.headers.get("range") for asked in web.requests]
-    assert ranges == ["bytes=0-0", None, *(f"bytes={n}000000-" for n in (1, 2, 3))]
+    assert ranges == ["bytes=0-0", None, *(f"bytes={n}000000-5119999" for n in (1, 2, 3))]
 
 
 def test_a_server_without_ranges_is_read_again_from_the_start(web: FileServer, dest: Path) -> None:
@@ -164,6 +164,92 @@ def test_an_unasked_for_encoding_is_refused(web: FileServer, dest: Path) -> None
 def test_a_revision_is_refused(web: FileServer, dest: Path) -> None:
     with pytest.raises(SourceError, match="only hf:// has any"):
         fetch(f"{web.url}/rows.jsonl", dest, kind="dataset", revision="v1", allow_private=ALLOWED)
+
+
+def test_several_files_stand_in_one_uri(web: FileServer, dest: Path) -> None:
+    for name in ("a/rows-08.csv", "a/rows-09.csv", "a/rows-10.csv", "b.jsonl"):
+        web.files[name] = name.encode()
+    sha256 = hashlib.sha256(b"b.jsonl").hexdigest()
+    fetched = get(f"{web.url}/a/rows-{{08..10}}.csv {web.url}/b.jsonl#sha256={sha256}", dest)
+    names = ["b.jsonl", "rows-08.csv", "rows-09.csv", "rows-10.csv"]
+    assert [file.path for file in fetched.files] == names
+    assert (dest / "rows-09.csv").read_text() == "a/rows-09.csv"
+
+
+def test_globs_choose_among_several_files(web: FileServer, dest: Path) -> None:
+    web.files |= {"a.csv": b"1", "b.csv": b"2"}
+    uri = f"{web.url}/{{a,b}}.csv"
+    fetched = fetch(uri, dest, kind="dataset", files=["a*"], allow_private=ALLOWED)
+    assert [file.path for file in fetched.files] == ["a.csv"]
+
+
+def test_two_files_of_one_name_are_refused(web: FileServer, dest: Path) -> None:
+    web.files |= {"a/x.csv": b"1", "b/x.csv": b"2"}
+    with pytest.raises(SourceError, match=r"lists the file 'x\.csv' twice"):
+        get(f"{web.url}/{{a,b}}/x.csv", dest)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/*.csv", r"has a wildcard, and a web server lists no files; write the names as \{a,b\}"),
+        ("/x[0-9].csv", "has a wildcard"),
+        ("/{a}.csv", r"\{a\} in .* stands for nothing; write \{a,b\} or \{00..07\}"),
+        ("/{9..1}.csv", r"\{9..1\} in .* is no range"),
+        ("/{1..99999}.csv", "is no range of at most 10000"),
+        ("/{1..999}{1..999}.csv", "stand for 998001 files; 10000 at most"),
+    ],
+)
+def test_what_stands_for_no_files_is_one_line(
+    path: str, message: str, web: FileServer, dest: Path
+) -> None:
+    with pytest.raises(SourceError, match=message):
+        get(web.url + path, dest)
+    assert web.requests == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ('attachment; filename="rows.csv"', "rows.csv"),
+        ("attachment; filename*=UTF-8''r%C3%A9s.csv", "r\u00e9s.csv"),
+        ('attachment; filename="setup.exe"', "download"),
+        ('attachment; filename="../../evil.csv"', "download"),
+        ("inline", "download"),
+    ],
+)
+def test_an_address_without_a_data_files_name_takes_the_servers(
+    sent: str, name: str, web: FileServer, dest: Path
+) -> None:
+    web.files["download"] = b"a\n"
+    web.headers["Content-Disposition"] = sent
+    assert [file.path for file in get(f"{web.url}/download?id=7", dest).files] == [name]
+
+
+def test_a_servers_name_can_not_leave_the_folder(web: FileServer, dest: Path) -> None:
+    web.files["download"] = b"a\n"
+    web.headers["Content-Disposition"] = 'attachment; filename="/etc/evil.csv"'
+    with pytest.raises(SourceError, match=r"named '/etc/evil\.csv'.*refused"):
+        get(f"{web.url}/download", dest)
+
+
+def test_a_connection_is_used_again(web: FileServer, dest: Path) -> None:
+    web.files |= {f"{number}.csv": b"a\n" for number in range(9)}
+    clients = set()
+    web.answered = lambda address: clients.add(address)
+    get(f"{web.url}/{{0..8}}.csv", dest)
+    assert len(web.requests) == 18
+    assert len(clients) <= 9
+
+
+def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(
+    web: FileServer, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retry, "DELAYS_S", ())
+    web.files |= {"a.csv": b"a\n", "b.csv": b"b\n"}
+    web.faults = [Fault("a.csv", times=1, headers={"Keep-Alive": "timeout=0"}, hang_up=True)]
+    get(f"{web.url}/{{a,b}}.csv", dest)
+    assert (dest / "b.csv").read_bytes() == b"b\n"
 
 
 @pytest.fixture

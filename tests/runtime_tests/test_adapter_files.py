@@ -95,6 +95,15 @@ def test_weights_that_do_not_fit_are_refused(
     assert words in refusal(adapter, world)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1e13])
+def test_values_that_would_spoil_other_rows_are_refused(
+    world: Any, adapter: Path, value: float
+) -> None:
+    edit_weights(adapter, lambda tensors: tensors[min(tensors)][0].fill_(value))
+
+    assert "not finite" in refusal(adapter, world)
+
+
 def test_a_pickle_is_never_loaded(world: Any, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
 

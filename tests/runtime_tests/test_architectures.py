@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from kserve_runtime.base_model import load_base_model
-from kserve_runtime.engine import Request, Sampling
+from kserve_runtime.engine import LoadedAdapter, Request, Sampling, Share
 from kserve_runtime.transformers_engine import TransformersEngine
 from peftjob.errors import ModelError
 
@@ -56,10 +56,20 @@ def add_adapter(base: Path, folder: Path, rank: int) -> Any:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
 
 
+def add_both(base: Path, folder: Path) -> Any:
+    """The reference model with both adapters active."""
+    fresh = AutoModelForCausalLM.from_pretrained(base)
+    model = PeftModel.from_pretrained(fresh, folder / "a", adapter_name="a")
+    model.load_adapter(folder / "b", "b")
+    model.base_model.set_adapter(["a", "b"])
+    return model.eval()
+
+
 def answer_together(engine: TransformersEngine, jobs: list[tuple[list[int], Any]]) -> Any:
-    async def answer(ids: list[int], adapter: str | None) -> list[int]:
+    async def answer(ids: list[int], adapters: list[LoadedAdapter]) -> list[int]:
         wanted = Sampling(max_tokens=20, logprobs=0)
-        chunks = engine.generate(Request(prompt=tuple(ids), adapter=adapter, sampling=wanted))
+        mix = tuple(Share(adapter) for adapter in adapters)
+        chunks = engine.generate(Request(prompt=tuple(ids), mix=mix, sampling=wanted))
         return [token.id async for chunk in chunks for token in chunk.tokens]
 
     async def answer_all() -> list[list[int]]:
@@ -72,21 +82,25 @@ def answer_together(engine: TransformersEngine, jobs: list[tuple[list[int], Any]
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_mixed_batch_equals_peft_alone(model_type: str, tmp_path: Path) -> None:
     base = make(tmp_path, model_type, **TYPES[model_type])
-    models = {None: AutoModelForCausalLM.from_pretrained(base).eval()}
+    models = {"": AutoModelForCausalLM.from_pretrained(base).eval()}
     engine = TransformersEngine(load_base_model(base, dtype="float32"), str)
     try:
+        loaded = {}
         for name, rank in (("a", 2), ("b", 8)):
             models[name] = add_adapter(base, tmp_path / name, rank)
-            engine.load_adapter(name, tmp_path / name)
-        jobs = [(list(range(3, 3 + n)), name) for n in (2, 19, 40) for name in models]
+            loaded[name] = engine.load_adapter(name, tmp_path / name)
+        models["ab"] = add_both(base, tmp_path)
+        jobs = [(list(range(3, 3 + n)), names) for n in (2, 19, 40) for names in models]
 
-        answers = answer_together(engine, jobs)
+        answers = answer_together(
+            engine, [(ids, [loaded[name] for name in names]) for ids, names in jobs]
+        )
     finally:
         engine.close()
 
-    for (ids, name), answer in zip(jobs, answers, strict=True):
+    for (ids, names), answer in zip(jobs, answers, strict=True):
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
-        expected = models[name].generate(**inputs, max_new_tokens=20, do_sample=False)
+        expected = models[names].generate(**inputs, max_new_tokens=20, do_sample=False)
         assert answer == expected[0, len(ids) :].tolist()
 
 

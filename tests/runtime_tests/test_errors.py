@@ -114,13 +114,3 @@ def test_a_huge_body_is_413(server: Any) -> None:
     status, _ = post(server, CHAT, " " * (16 * 2**20 + 1))
 
     assert status == 413
-
-
-def test_loading_at_run_time_is_refused_rather_than_half_done(server: Any, client: OpenAI) -> None:
-    answers = [
-        httpx.post(f"{server.url}/v2/repository/models/small/{verb}", timeout=20)
-        for verb in ("load", "unload")
-    ]
-
-    assert [answer.status_code for answer in answers] == [501, 501]
-    assert "small" in [model.id for model in client.models.list().data]

@@ -173,6 +173,31 @@ def _pod_spec_json(spec: PeftJobSpec) -> str:
     return next(e["value"] for e in container["env"] if e["name"] == contract.SPEC_ENV)
 
 
+@pytest.mark.parametrize("name", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "HF_ENDPOINT"])
+def test_the_same_uri_at_another_service_is_another_input(name: str) -> None:
+    here, there = (
+        make_spec(init_env=[{"name": name, "value": url}]) for url in ("http://a", "http://b")
+    )
+    unset = make_spec(init_env=[{"name": "AWS_REGION", "value": "x"}])
+    assert manifest.inputs_digest(unset) == manifest.inputs_digest(make_spec())
+    digests = {manifest.inputs_digest(spec) for spec in (here, there, make_spec())}
+    assert len(digests) == 3
+
+
+def test_what_a_pod_is_told_names_the_same_inputs_and_keeps_what_is_not_its_own_out() -> None:
+    endpoint = {"name": "HF_ENDPOINT", "value": "http://a"}
+    spec = make_spec(
+        init_env=[endpoint, {"name": "TOKEN", "value": "canary"}],
+        env=[{"name": "TOKEN", "value": "canary"}],
+        annotations={"note": "canary"},
+    )
+    (replica,) = manifest.render_job(spec)["spec"]["pytorchReplicaSpecs"].values()
+    variables = replica["template"]["spec"]["containers"][0]["env"]
+    told = next(v["value"] for v in variables if v["name"] == contract.SPEC_ENV)
+    assert "canary" not in told
+    assert manifest.inputs_digest(PeftJobSpec.from_json(told)) == manifest.inputs_digest(spec)
+
+
 def test_inputs_digest_tells_inputs_apart_and_nothing_else() -> None:
     digest = manifest.inputs_digest(make_spec())
     assert manifest.inputs_digest(make_spec(name="other", num_workers=2)) == digest
@@ -188,6 +213,34 @@ def test_inference_service_and_runtime_fit_the_real_schemas(validate: Validate) 
     model = service["spec"]["predictor"]["model"]
     assert model["args"] == ["--model_name=model", f"--adapter=docs={ref}"]
     assert model["runtime"] == inference.serving_runtime()["metadata"]["name"]
+
+
+def test_what_a_server_may_be_given_fits_the_real_schema(validate: Validate) -> None:
+    adapters = {"a": "oci://host/a:v1", "b": "hf://org/b"}
+    service = inference.render(
+        "docs",
+        "hf://org/model",
+        adapters,
+        strengths={"a": 0.7},
+        watch=True,
+        keys="clients",
+        registry_login="reg",
+    )
+    validate(service)
+    assert service["metadata"]["annotations"] == {"peftjob.org/strengths": "a=0.7"}
+    predictor = service["spec"]["predictor"]
+    assert predictor["model"]["args"][-3:] == [
+        "--watch",
+        "--api_keys=/etc/peftjob/keys/keys",
+        "--admin_keys=/etc/peftjob/keys/admins",
+    ]
+    secrets = [volume["secret"]["secretName"] for volume in predictor["volumes"]]
+    assert secrets == ["clients", "reg"]
+
+
+def test_the_strength_of_no_adapter_is_refused() -> None:
+    with pytest.raises(UsageError, match="there is no adapter 'b'; there are a"):
+        inference.render("docs", "hf://o/m", {"a": "oci://h/a"}, strengths={"b": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -255,12 +308,15 @@ def test_every_replica_of_an_elastic_job_may_fill_wait_and_write() -> None:
 
 
 def test_a_read_only_many_job_is_suspended_and_its_clone_comes_from_the_filled_claim() -> None:
-    fill_claim, fill, clone, _, job = manifest.render(make_spec(**MODES["read-only-many"]))
+    spec = make_spec(**MODES["read-only-many"])
+    fill_claim, fill, _, job = manifest.render(spec)
+    clone = manifest.render_clone(spec)
+    assert job["metadata"]["annotations"] == {contract.WAITS_ANNOTATION: clone["metadata"]["name"]}
     name = fill_claim["metadata"]["name"]
     assert clone["spec"]["dataSource"] == {"kind": "PersistentVolumeClaim", "name": name}
     assert clone["spec"]["accessModes"] == ["ReadOnlyMany"]
     assert job["spec"]["runPolicy"]["suspend"]
-    codes = fill["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    codes = fill["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"]
     assert max(codes) < errors.RetryableError.exit_code
     assert {kind.exit_code for kind in PERMANENT} <= set(codes)
     for pod in pods_in(job):

@@ -32,7 +32,21 @@ def test_all_problems_are_reported_together_with_their_paths() -> None:
         ({"storage": {"mode": "existing"}}, "claim names the claim"),
         ({"storage": {"mode": "rwx"}}, "'per-replica' or 'existing'"),
         ({"dataset": {"source": "file:///a", "eval_files": ["b"], "eval_fraction": 0.1}}, "both"),
-        ({"env": [{"name": "A", "value": "1", "value_from": {}}]}, "not both"),
+        (
+            {"env": [{"name": "A", "value": "", "value_from": {"fieldRef": {"fieldPath": "x"}}}]},
+            "env.A: give value or value_from, not both",
+        ),
+        ({"base_model": {"source": "hf://"}}, "'hf://' names nothing; write for example hf://org"),
+        ({"dataset": {"source": "://x"}}, "dataset.source: '://x' names nothing"),
+        ({"dataset": {"source": "https://a:b@host/x"}}, "dataset.source: a login stands in it"),
+        ({"training": {"learning_rate": float("inf")}}, "training.learning_rate: Input should be"),
+        (
+            {"num_procs_per_worker": "many"},
+            "1 problem: num_procs_per_worker: 'many' is neither a number above 0 nor 'auto'",
+        ),
+        ({"num_procs_per_worker": 0}, "num_procs_per_worker: 0 is neither"),
+        ({"env": [{"name": "A", "value": "1", "valu": "2"}]}, "env.A.valu: unknown field"),
+        ({"labels": {"a": object()}}, "labels.a: Input should be a valid string (got a value of"),
         ({"base_model": None}, "base_model"),
     ],
 )
@@ -51,6 +65,33 @@ def test_what_is_not_json_is_one_line() -> None:
     with pytest.raises(SpecError, match="not JSON") as caught:
         PeftJobSpec.from_json("{")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "5", "null", '"docs"'])
+def test_json_that_is_no_spec_is_one_line(text: str) -> None:
+    with pytest.raises(SpecError, match="spec: Input should be a valid dictionary") as caught:
+        PeftJobSpec.from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_whose_name_has_two_lines_is_told_in_one() -> None:
+    with pytest.raises(SpecError, match="unknown field") as caught:
+        make_spec(**{"a\nb": 1})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "hf://org/name@v1",
+        "hf://gpt2@main",
+        "https://host/a.jsonl?X-Amz-Signature=abc&to=user@host",
+        "oci://host:5000/team/a@sha256:" + "0" * 64,
+        "db://reader@host/table",
+    ],
+)
+def test_a_source_without_a_password_is_taken(source: str) -> None:
+    assert make_spec(dataset={"source": source}).dataset.source == source
 
 
 def test_exit_codes_say_whether_trying_again_helps() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_trainer import card, options
+from llm_trainer import card, lineage, options
 from peftjob.spec import PeftJobSpec
 
 METRICS: dict[str, Any] = {
@@ -48,6 +48,17 @@ def test_the_metadata_is_what_hubs_read(tmp_path: Path) -> None:
         "tags": ["peftjob", "lora"],
     }
     assert text.startswith("# toy\n")
+
+
+def test_a_signature_in_a_url_is_not_published(tmp_path: Path) -> None:
+    signed = {
+        "base_model": {"source": "https://host/model?sig=canary"},
+        "dataset": {"source": "https://host/a.jsonl?sig=canary"},
+        "init_env": [{"name": "HF_ENDPOINT", "value": "https://canary"}],
+    }
+    made = lineage.of(job(tmp_path, **signed))
+    assert made["spec"]["dataset"]["source"] == "https://host/a.jsonl"
+    assert "canary" not in json.dumps(made) + rendered(tmp_path, **signed)
 
 
 def test_results_are_told_before_and_after_with_the_curve(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,11 @@ from llm_trainer.finish import RESULT_FILE, finish
 from llm_trainer.publish import Trained
 from llm_trainer.watch.lines import PROGRESS_FILE
 from peftjob import oci
+from peftjob.cli import main
+from peftjob.errors import RegistryError
 from peftjob.progress import Result, from_line
+from peftjob.volumes import Registry
+from tests.hub_uploads import TOKEN, UploadHub
 
 METRICS: dict[str, Any] = {
     "steps": 3,
@@ -73,3 +79,57 @@ def test_annotations_have_the_numbers_as_json_without_the_answers(job: options.J
     assert metrics["train_loss"] is None
     assert metrics["eval_loss_after"] == 1.25
     assert "samples" not in metrics
+
+
+def test_a_publication_that_fails_keeps_the_adapter_and_its_command_publishes_it(
+    job: options.Job, tmp_path: Path
+) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "thesis.txt").touch()
+    output = job.spec.output.model_copy(
+        update={"registry": Registry(ref=f"oci-layout://{place}:v1")}
+    )
+    job = replace(job, spec=job.spec.model_copy(update={"output": output}))
+
+    with pytest.raises(RegistryError, match="the adapter is kept: publish it with") as caught:
+        end(job)
+
+    (place / "thesis.txt").unlink()
+    command = shlex.split(str(caught.value).split("`")[1])
+    assert command[:3] == ["peftjob", "adapter", "push"]
+    with pytest.raises(SystemExit) as ended:
+        main(command[1:])
+    assert not ended.value.code
+    assert end(job).adapter.startswith(f"oci-layout://{place}:v1@sha256:")
+
+
+def test_the_image_that_is_pushed_by_hand_is_the_jobs_own(job: options.Job, tmp_path: Path) -> None:
+    folder = job.output_dir / publish.ADAPTER_DIR
+    (folder / publish.LINEAGE_FILE).write_text(json.dumps(publish._lineage(job, METRICS)))
+    pushed = end(job).adapter
+
+    by_hand = oci.push(
+        folder,
+        oci.Reference.parse(f"oci-layout://{tmp_path / 'by-hand'}:v1"),
+        annotations=oci.annotations_in(folder),
+    )
+
+    assert oci.Reference.parse(pushed).digest == by_hand.digest
+
+
+def test_the_result_says_where_the_files_went(
+    job: options.Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+    output = job.spec.output.model_copy(update={"upload": "hf://org/toy"})
+    job = replace(job, spec=job.spec.model_copy(update={"output": output}))
+    with UploadHub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+
+        result = end(job)
+
+    assert result.uploaded == f"hf://org/toy@{hub.branches['org/toy', 'main']}"
+    assert hub.files("org/toy").keys() == {"adapter_config.json", "adapter_model.safetensors"}
+    assert result.adapter.startswith("oci-layout://")

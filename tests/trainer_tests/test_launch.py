@@ -99,24 +99,30 @@ def test_any_exception_is_one_line_and_a_code(error: Exception, line: str, code:
 SLEEP = "import time; time.sleep(60)"
 
 
-def supervise(tmp_path: Path, *codes: str) -> int:
-    return launch._supervise(
+def supervise(tmp_path: Path, *codes: str) -> Failure | None:
+    failure, was_stopped = launch._supervise(
         [([sys.executable, "-c", code], dict(os.environ)) for code in codes], tmp_path
     )
+    assert not was_stopped
+    return failure
 
 
 def test_a_worker_killed_from_outside_is_named_and_retryable(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(launch, "FOLLOW_S", 0.2)
     kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    assert supervise(tmp_path, SLEEP, kill) == 137
-    assert "error: a worker was ended by SIGKILL; out of memory?" in capfd.readouterr().err
+    failure = supervise(tmp_path, SLEEP, kill)
+    assert failure is not None
+    assert failure.exit_code == 137
+    assert failure.line.startswith("a worker was ended by SIGKILL; out of memory?")
 
 
 def test_all_workers_end_well_or_the_replica_fails(tmp_path: Path) -> None:
-    assert supervise(tmp_path, "pass", "pass") == 0
-    assert supervise(tmp_path, "pass", "raise SystemExit(7)") == 7
+    assert supervise(tmp_path, "pass", "pass") is None
+    failure = supervise(tmp_path, "pass", "raise SystemExit(7)")
+    assert failure is not None
+    assert failure.exit_code == 7
 
 
 def test_sigterm_ends_the_workers_and_says_so(workspace: Any) -> None:

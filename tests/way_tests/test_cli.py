@@ -14,8 +14,8 @@ PEFTJOB = Path(sys.executable).with_name("peftjob")
 MINIMAL = ["--name", "docs", "--model", "hf://org/model", "--dataset", "file:///d.jsonl"]
 
 
-def run(*args: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "KUBECONFIG": "/nonexistent"}
+def run(*args: str, kubeconfig: Path = Path("/nonexistent")) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     return subprocess.run(
         [PEFTJOB, *args], capture_output=True, text=True, check=False, env=environment, timeout=120
     )
@@ -29,6 +29,20 @@ def test_dry_run_prints_the_manifest_and_needs_no_cluster() -> None:
     assert out.returncode == 0
     assert job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] == 1
     assert '"learning_rate":0.001' in out.stdout
+
+
+def test_dry_run_takes_the_namespace_that_submitting_would(tmp_path: Path) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(
+        "{current-context: a, clusters: [{name: a, cluster: {}}], users: [{name: a, user: {}}], "
+        "contexts: [{name: a, context: {cluster: a, user: a, namespace: team}}]}"
+    )
+    printed = [
+        list(yaml.safe_load_all(run("train", *MINIMAL, "--dry-run", *args, kubeconfig=file).stdout))
+        for args in ((), ("--local",), ("-n", "own"))
+    ]
+    namespaces = [{o["metadata"]["namespace"] for o in objects} for objects in printed]
+    assert namespaces == [{"team"}, {"default"}, {"own"}]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +74,9 @@ def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
         (("train", *MINIMAL, "--set", "training"), 2, "write PATH=VALUE"),
         (("train", *MINIMAL, "--set", "training.rate=1"), 2, "training.rate: unknown field"),
         (("train", *MINIMAL, "--set", "name.first=1"), 2, "name is not a part of a spec"),
+        (("train", *MINIMAL, "--set", "name\n.first=1"), 2, "write PATH=VALUE"),
+        (("train", *MINIMAL, "--set", "training.learning_rate=inf"), 2, "a finite number"),
+        (("train", *MINIMAL, "--registry", "not a ref", "--dry-run"), 2, "is no reference of an"),
         (("list",), 2, "no Kubernetes cluster"),
         (("serve", "docs"), 2, "--local"),
     ],

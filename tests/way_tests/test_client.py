@@ -1,12 +1,22 @@
 """TrainingClient.train: what it creates, and what it refuses before anything is created."""
 
+import contextlib
 from typing import Any
 
 import pytest
 from kubernetes.client import ApiException, V1EnvVar, V1ResourceRequirements
+from urllib3.exceptions import MaxRetryError
 
 from peftjob import Images, PeftJobSpec, Storage, TrainerParams, preflight
-from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError, SpecError
+from peftjob.errors import (
+    ClusterUnavailableError,
+    ConflictError,
+    JobError,
+    JobTimeoutError,
+    NotFoundError,
+    SpecError,
+)
+from peftjob.job import Patience
 from peftjob.objects import Objects
 from tests.local_tests.conftest import Cluster
 
@@ -72,20 +82,46 @@ def test_typed_resources_are_taken_as_they_are(cluster: Cluster) -> None:
     assert pod["containers"][0]["resources"] == {"requests": {"cpu": "1"}, "limits": {"cpu": "2"}}
 
 
+def test_a_scheme_that_is_not_known_here_is_warned_of(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.client.train(**{**ARGUMENTS, "model_provider_parameters": "gs://a/b"}, dry_run=True)
+    assert "base_model.source: is there a provider of gs:// in the image?" in caplog.text
+
+
+class _Remote(Objects):
+    """The objects of a cluster that is not this machine."""
+
+    are_local = False
+
+
 @pytest.mark.parametrize(
-    ("fields", "message"),
+    ("output", "kept"),
     [
-        ({"model_provider_parameters": None}, "model_provider_parameters: is missing"),
-        ({"dataset_provider_parameters": None}, "dataset_provider_parameters: is missing"),
-        ({"trainer_parameters": {"lr": 1}}, "give TrainerParams"),
-        ({"env_vars": ["A=1"]}, "env_vars: a dict or a list of V1EnvVar"),
-        ({"storage_config": {"sise": "1Gi"}}, "storage.sise: unknown field; did you mean size"),
+        ({}, False),
+        ({"registry": {"ref": "oci-layout:///output/image"}}, False),
+        ({"registry": {"ref": "oci-layout:///models/image"}}, True),
+        ({"registry": {"ref": "registry.example.org/docs"}}, True),
+        ({"upload": "s3://bucket/docs"}, True),
     ],
 )
-def test_a_wrong_argument_is_named(cluster: Cluster, fields: dict, message: str) -> None:
-    with pytest.raises(SpecError) as caught:
-        cluster.client.train(**{**ARGUMENTS, **fields})
-    assert message in str(caught.value)
+def test_a_job_that_deletes_itself_has_to_leave_its_adapter(
+    cluster: Cluster, output: dict, kept: bool
+) -> None:
+    volume = {"name": "models", "mount_path": "/models", "source": {"csi": {"driver": "nfs"}}}
+    spec = PeftJobSpec.parse(
+        {
+            "name": "docs",
+            "base_model": {"source": "hf://org/model"},
+            "dataset": {"source": "hf://org/data"},
+            "run_policy": {"ttl_after_finished_s": 60},
+            "volumes": [volume | {"read_only": False}],
+            "output": output,
+        }
+    )
+    preflight.check(spec, Objects(cluster.client, "default"))
+    with contextlib.nullcontext() if kept else pytest.raises(SpecError, match="the only copy"):
+        preflight.check(spec, _Remote(cluster.client, "default"))
 
 
 def test_what_one_machine_has_no_use_for_is_left_out(cluster: Cluster) -> None:
@@ -156,6 +192,47 @@ def test_a_refused_claim_leaves_no_job(
     with pytest.raises(JobError, match=r"refused the PersistentVolumeClaim .*quota exceeded"):
         cluster.client.train(**ARGUMENTS)
     assert cluster.client.list_jobs() == []
+
+
+def test_a_cluster_that_goes_away_in_the_middle_leaves_no_half_of_a_job(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def vanish(*_: Any, dry_run: str | None = None) -> Any:
+        if not dry_run:
+            raise MaxRetryError(None, "/", "connection refused")  # type: ignore[arg-type]
+        return {}
+
+    api = cluster.client.core_api
+    monkeypatch.setattr(api, "create_namespaced_persistent_volume_claim", vanish)
+    with pytest.raises(ClusterUnavailableError, match=r"can't be reached .*try again"):
+        cluster.client.train(**ARGUMENTS)
+    assert cluster.client.list_jobs() == []
+
+
+def test_who_waits_bears_an_api_that_does_not_answer_for_a_while(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.create("long", "sleep 1")
+    job = cluster.client.job("long")
+    asked = iter([503, 429, 0])
+    original = cluster.client.custom_api.get_namespaced_custom_object
+
+    def sometimes(*arguments: Any) -> Any:
+        status = next(asked, None)
+        if status is not None:
+            raise ApiException(status=status, reason="Service Unavailable")
+        return original(*arguments)
+
+    monkeypatch.setattr(cluster.client.custom_api, "get_namespaced_custom_object", sometimes)
+    assert job.wait(timeout_s=30).status == "Succeeded"
+
+
+def test_an_api_that_stays_away_is_an_error_to_try_again() -> None:
+    patience = Patience(limit_s=0.1)
+    error = ClusterUnavailableError("503")
+    patience.wait(error)
+    with pytest.raises(ClusterUnavailableError):
+        patience.wait(error)
 
 
 def test_a_permanent_failure_of_the_fetch_fails_the_job_with_its_line(cluster: Cluster) -> None:

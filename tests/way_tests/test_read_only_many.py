@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiException
 
-from peftjob import DatasetSource, RunPolicy, Storage
+from peftjob import DatasetSource, Images, RunPolicy, Storage
+from peftjob.contract import WAITS_ANNOTATION
 from peftjob.errors import ConflictError, JobError
 from peftjob.job import Job
 from tests.local_tests.conftest import Cluster
@@ -99,12 +100,51 @@ def test_kept_inputs_outlive_their_job(
 
 def test_a_claim_of_other_inputs_is_not_taken(cluster: Cluster, dataset: DatasetSource) -> None:
     objects = _train(cluster, "docs", dataset.source, dataset, dry_run=True)
-    clone = objects[2]["metadata"]["name"]
+    clone = objects[-1]["metadata"]["annotations"][WAITS_ANNOTATION]
     body = {"metadata": {"name": clone}, "spec": {}}
     cluster.client.core_api.create_namespaced_persistent_volume_claim("default", body)
     with pytest.raises(ConflictError, match="was not made for these inputs; delete it"):
         _train(cluster, "docs", dataset.source, dataset)
     assert cluster.client.list_jobs(namespace="default") == []
+
+
+def test_a_clone_is_as_large_and_of_the_class_of_what_was_filled(
+    cluster: Cluster, dataset: DatasetSource, tmp_path: Path
+) -> None:
+    _write_model(tmp_path / "model")
+    model = (tmp_path / "model").as_uri()
+    large = Storage(mode="read-only-many", size="20Gi", storage_class="csi")
+    _train(cluster, "large", model, dataset, storage=large)
+    small = _train(cluster, "small", model, dataset, storage=STORAGE)
+    _resume(small)
+    claims = cluster.client.core_api.list_namespaced_persistent_volume_claim("default").items
+    (clone,) = [claim for claim in claims if claim.spec.data_source]
+    assert clone.spec.resources.requests == {"storage": "20Gi"}
+    assert clone.spec.storage_class_name == "csi"
+
+
+def test_a_job_owns_the_clone_that_another_has_made_before_it_uses_it(
+    cluster: Cluster, dataset: DatasetSource, tmp_path: Path
+) -> None:
+    _write_model(tmp_path / "model")
+    model = (tmp_path / "model").as_uri()
+    first = _train(cluster, "first", model, dataset)
+    second = _train(cluster, "second", model, dataset)
+    _resume(first)
+    _resume(second)
+    assert list(_claims(cluster).values()) == [["first", "second"]] * 2
+    first.delete()
+    until(lambda: "first" not in str(_claims(cluster)) or not cluster.local.supervised())
+    assert second.object()["spec"]["runPolicy"]["suspend"] is False
+    assert len(_claims(cluster)) == 2
+
+
+def test_who_waits_is_told_why_nothing_is_filled(cluster: Cluster, dataset: DatasetSource) -> None:
+    images = Images(storage_initializer="registry.example.org/no-such-image")
+    job = _train(cluster, "docs", dataset.source, dataset, images=images)
+    until(lambda: "ErrImagePull" in job.describe())
+    with pytest.raises(JobError, match="the inputs of job 'docs' can't be had"):
+        job.wait(timeout_s=30)
 
 
 def test_a_refused_fill_leaves_nothing(

@@ -8,6 +8,8 @@ import pytest
 
 from peftjob import EnvVar, S3Keys, SecretKey, Secrets, TrainerParams
 from peftjob.errors import SpecError
+from peftjob.local.api import KINDS
+from peftjob.local.store import Store
 from peftjob.manifest import render
 from tests.hub_server import HubServer
 from tests.local_tests.conftest import Cluster
@@ -77,7 +79,11 @@ def test_a_tokens_value_is_in_no_object_log_or_file(
             secrets=Secrets(hub_token=SecretKey(name="hub", key="token")),
         ).wait(timeout_s=120)
     cluster.client.core_api.delete_namespaced_secret("hub", "default")
-    assert CANARY not in str(job.object()) + str(render(job.spec)) + repr(job) + job._repr_html_()
+    store = Store(cluster.local.root / "cluster.db")
+    kinds = [plural for plurals in KINDS.values() for plural in plurals]
+    objects = [body for plural in kinds for body in store.all(plural)]
+    assert len(objects) > 5
+    assert CANARY not in str(objects) + str(render(job.spec)) + repr(job) + job._repr_html_()
     held = [
         path
         for path in cluster.local.root.rglob("*")

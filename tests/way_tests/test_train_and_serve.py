@@ -45,7 +45,19 @@ def test_two_workers_tune_publish_and_serve(
     service.wait(timeout_s=120)
     assert isinstance(service.ask("What is red?", model="tuned", max_tokens=4), str)
     base = model_dir.name
-    assert isinstance(service.ask("What is red?", model=base, max_tokens=4), str)
+    plain = service.ask("What is red?", model=base, max_tokens=4)
+    service.stop()
+
+    # At strength 0 an adapter is the base model; and who has no key gets no answer.
+    keys = {"metadata": {"name": "clients"}, "stringData": {"keys": "k1\n", "admins": "k2\n"}}
+    cluster.client.core_api.create_namespaced_secret("default", keys)
+    service = cluster.client.serve(
+        "toy", model_dir.as_uri(), {"off": job.adapter}, strengths={"off": 0.0}, keys="clients"
+    )
+    service.wait(timeout_s=120)
+    assert service.ask("What is red?", model="off", max_tokens=4, key="k1") == plain
+    with pytest.raises(JobError, match="key"):
+        service.ask("What is red?", model="off", max_tokens=4)
     service.stop()
     assert cluster.local.supervised() == []
 
@@ -83,6 +95,32 @@ def test_the_stock_client_and_its_own_classes_get_an_adapter_that_is_kept(
     assert oci.inspect(oci.Reference.parse(adapter)).layers
     assert "training on 6 rows" in cluster.log("stock")
     assert (cluster.local.claim_folder("default", "stock") / "output").is_dir()
+
+
+def test_the_stock_client_takes_parameters_of_ours(
+    cluster: Cluster, model_dir: Path, tmp_path: Path
+) -> None:
+    from peftjob.stock_params import DatasetParams, ModelParams
+
+    rows = [{"question": r["messages"][0]["content"], "answer": "It is."} for r in chats(20)]
+    dataset = DatasetSource(
+        source=write_jsonl(tmp_path / "rows.jsonl", rows).as_uri(),
+        columns={"prompt": "question", "completion": "answer"},
+        eval_fraction=0.2,
+    )
+    client = cluster.stock_client()
+    client.train(
+        name="stock",
+        num_workers=2,
+        num_procs_per_worker=1,
+        model_provider_parameters=ModelParams(model_dir.as_uri()),
+        dataset_provider_parameters=DatasetParams(dataset),
+        trainer_parameters=QUICK,
+    )
+    client.wait_for_job_conditions("stock", wait_timeout=180, polling_interval=1)
+    result = cluster.client.job("stock").result()
+    assert result.steps == QUICK.training.max_steps
+    assert result.eval_loss_after is not None
 
 
 def _fill_hub(root: Path, model_dir: Path) -> None:

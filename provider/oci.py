@@ -1,0 +1,165 @@
+"""oci:// and oci-layout://: an image whose models/ or data/ is a model or a dataset.
+
+Layers are fetched like any other file, in parallel, resumed and held against their digest, and are
+extracted when all of them are there, by the code that extracts adapters. What lies in a layout
+folder is extracted from where it lies. Logins are those of Docker and Podman.
+
+May import peftjob.{errors,oci} and provider.{base,retry}.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from peftjob.errors import (
+    NotFoundError,
+    RegistryError,
+    RegistryUnavailableError,
+    SourceError,
+    SourceUnavailableError,
+    UsageError,
+)
+from peftjob.oci.archive import MAX_FILES, Extraction
+from peftjob.oci.connection import Connection
+from peftjob.oci.download import blob_chunks
+from peftjob.oci.layout import Layout
+from peftjob.oci.manifest import Descriptor, Manifest, digest_of
+from peftjob.oci.reference import Reference
+from peftjob.oci.registry import Registry
+from peftjob.oci.store import Store
+from provider.base import Body, Listing, RemoteFile, Request
+from provider.retry import sleep
+
+CHUNK_BYTES = 1024 * 1024
+MAX_BYTES = 4 << 40
+"""Of an image's files: far above any model. The volume's size is the real bound."""
+
+
+def find(request: Request) -> Listing:
+    """The layers of the image, and how its files are taken out of them.
+
+    Raises:
+        SourceError: no such image, no permission, or no image that can be unpacked.
+        SourceUnavailableError: the registry does not answer as it should.
+    """
+    ref = _reference(request)
+    with _as_source_errors(), closing(_store(ref, request.env)) as store:
+        body = store.get_manifest(ref.version)
+        manifest = Manifest.parse(body, where=request.shown)
+    extract = partial(_extract, ref, manifest.layers, request.shown)
+    files = (
+        []
+        if ref.host is None
+        else [_remote(ref, layer, name, request.env) for name, layer in _named(manifest.layers)]
+    )
+    return Listing(files, revision=digest_of(body), folder=True, unpack=extract)
+
+
+def _reference(request: Request) -> Reference:
+    if request.revision is not None:
+        raise SourceError(
+            f"{request.shown} can't have the revision {request.revision!r}; name the image by its "
+            "tag or digest: oci://host/name@sha256:…"
+        )
+    try:
+        return Reference.parse(request.uri)
+    except UsageError as err:
+        raise SourceError(str(err)) from err
+
+
+def _store(ref: Reference, env: Mapping[str, str]) -> Store:
+    if ref.host is None:
+        return Layout(Path(ref.path))
+    return Registry(
+        ref.host,
+        ref.path,
+        plain_http=ref.is_loopback,
+        use_proxies=not ref.is_loopback,
+        env=env,
+        sleep=sleep,
+    )
+
+
+def _named(layers: tuple[Descriptor, ...]) -> list[tuple[str, Descriptor]]:
+    """The same layer may be in an image twice, and the order counts."""
+    return [(f"layer-{index}", layer) for index, layer in enumerate(layers)]
+
+
+def _remote(ref: Reference, layer: Descriptor, name: str, env: Mapping[str, str]) -> RemoteFile:
+    def open_at(start: int, end: int | None = None) -> Body:
+        last = layer.size_bytes if end is None else end
+        return Body(_Chunks(ref, layer, start, last, env), start)
+
+    return RemoteFile(
+        path=name,
+        open=open_at,
+        open_range=open_at,
+        size=layer.size_bytes,
+        sha256=layer.digest.removeprefix("sha256:"),
+    )
+
+
+class _Chunks:
+    """A range of a blob, over a connection of its own: threads read several at once."""
+
+    def __init__(
+        self, ref: Reference, layer: Descriptor, start: int, end: int, env: Mapping[str, str]
+    ) -> None:
+        self._connection = Connection(
+            ref.host or "",
+            ref.path,
+            plain_http=ref.is_loopback,
+            use_proxies=not ref.is_loopback,
+            env=env,
+            sleep=sleep,
+        )
+        self._chunks = blob_chunks(self._connection, layer, start=start)
+        self._left = end - start
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_source_errors():
+            for chunk in self._chunks:
+                yield chunk[: self._left]
+                self._left -= len(chunk)
+                if self._left <= 0:
+                    return
+
+    def close(self) -> None:
+        close = getattr(self._chunks, "close", None)
+        if close is not None:
+            close()
+        self._connection.close()
+
+
+def _extract(
+    ref: Reference, layers: tuple[Descriptor, ...], source: str, fetched: Path, scratch: Path
+) -> Path:
+    """Take the image's files out of its layers; the folder that they are in."""
+    extraction = Extraction(scratch, max_bytes=MAX_BYTES, max_files=MAX_FILES, where=source)
+    with _as_source_errors():
+        for name, layer in _named(layers):
+            chunks = (
+                Layout(Path(ref.path)).read_blob(layer)
+                if ref.host is None
+                else _read(fetched / name)
+            )
+            extraction.add_layer(chunks, media_type=layer.media_type)
+        return extraction.finish()
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield chunk
+
+
+@contextmanager
+def _as_source_errors() -> Iterator[None]:
+    """What a registry refuses is a source that can't be had."""
+    try:
+        yield
+    except RegistryUnavailableError as err:
+        raise SourceUnavailableError(str(err)) from err
+    except (RegistryError, NotFoundError) as err:
+        raise SourceError(str(err)) from err

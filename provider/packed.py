@@ -1,0 +1,80 @@
+"""Data files that come compressed: they lie on the volume unpacked, because who reads rows from the
+middle of a file needs it so. `rows.jsonl.gz` is `rows.gz.jsonl` there: what it is comes last.
+
+May import zstandard, peftjob.{errors,contract} and provider.{base,part,selection}.
+"""
+
+import gzip
+import hashlib
+import os
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import zstandard
+
+from peftjob.contract import unpacked
+from peftjob.errors import SourceError
+from provider.base import FileRecord, Kind
+from provider.part import FILE_MODE
+from provider.selection import is_data_file
+
+CHUNK_BYTES = 1024 * 1024
+_ZSTD_STEP_BYTES = 1024
+"""Of zstd read at once: the most that these can unpack to, 32 MB, is held in memory."""
+_WINDOW_BYTES = 128 * 1024 * 1024
+"""The most that a zstd frame may ask for in memory; its default levels ask for 8 MB."""
+
+
+def unpacked_name(path: str, *, kind: Kind) -> str:
+    """The name that a file of a source has on the volume."""
+    return unpacked(path) if kind == "dataset" and is_data_file(path) else path
+
+
+def unpack(part: Path, path: str, name: str, *, source: str) -> tuple[Path, FileRecord]:
+    """Unpack the complete part of the file `path`, which is removed; where it is now, synced.
+
+    Raises:
+        SourceError: it is not compressed as its name says.
+        OSError: of the disk.
+    """
+    target = part.with_name(f"{part.name}.unpacked")
+    sha256, size = hashlib.sha256(), 0
+    kind, chunks = ("gzip", _gzip) if path.lower().endswith(".gz") else ("zstd", _zstd)
+    with part.open("rb") as packed, target.open("wb") as out:
+        os.fchmod(out.fileno(), FILE_MODE)
+        try:
+            for chunk in chunks(packed):
+                out.write(chunk)
+                sha256.update(chunk)
+                size += len(chunk)
+        except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as err:
+            raise SourceError(
+                f"{path} of {source} can't be unpacked: it is no whole {kind} file ({err}); check "
+                "the source"
+            ) from err
+        out.flush()
+        os.fsync(out.fileno())
+    part.unlink()
+    return target, FileRecord(name, size, sha256.hexdigest())
+
+
+def _gzip(packed: IO[bytes]) -> Iterator[bytes]:
+    with gzip.GzipFile(fileobj=packed, mode="rb") as rows:
+        while chunk := rows.read(CHUNK_BYTES):
+            yield chunk
+
+
+def _zstd(packed: IO[bytes]) -> Iterator[bytes]:
+    """Frame by frame: the library's own readers take a file that is cut short for a whole one."""
+    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
+    frame = unpacker.decompressobj()
+    while data := packed.read(_ZSTD_STEP_BYTES):
+        while data:
+            if frame.eof:
+                frame = unpacker.decompressobj()
+            yield frame.decompress(data)
+            data = frame.unused_data if frame.eof else b""
+    if not frame.eof:
+        raise EOFError("it ends in the middle")

@@ -1,0 +1,171 @@
+"""oci:// against docker-registry, oci-layout:// against a folder."""
+
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from peftjob.errors import SourceError, SourceUnavailableError
+from provider import fetch, part
+from provider.base import Kind
+from tests.fault_proxy import FaultProxy
+from tests.hub_server import Fault
+from tests.provider_tests.stores import digest, docker_registry, layer_of, push_image, write_layout
+
+WEIGHTS = bytes(range(256)) * 4000
+MODEL = {"models/config.json": b"{}", "models/model.safetensors": WEIGHTS, "etc/passwd": b"root"}
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with docker_registry(tmp_path_factory.mktemp("r") / "registry") as host:
+        yield host
+
+
+def get(uri: str, dest: Path, kind: Kind = "model") -> list[str]:
+    return [file.path for file in fetch(uri, dest, kind=kind, env={}).files]
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname = kind, target
+    return member
+
+
+def test_the_models_folder_of_an_image_is_a_model(registry: str, tmp_path: Path) -> None:
+    uri = push_image(registry, "org/model", layer_of(MODEL))
+    assert get(uri, tmp_path / "d") == ["config.json", "model.safetensors"]
+    assert (tmp_path / "d/model.safetensors").read_bytes() == WEIGHTS
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
+
+
+def test_the_data_folder_of_an_image_is_a_dataset(registry: str, tmp_path: Path) -> None:
+    layer = layer_of({"data/a/rows.jsonl": b"{}\n", "data/notes.md": b"x"})
+    uri = push_image(registry, "org/rows", layer)
+    assert get(uri, tmp_path / "d", "dataset") == ["a/rows.jsonl"]
+
+
+def test_an_upper_layer_replaces_files_of_a_lower_one(registry: str, tmp_path: Path) -> None:
+    upper = layer_of({"models/config.json": b'{"upper": 1}'})
+    uri = push_image(registry, "org/layers", layer_of(MODEL), upper)
+    get(uri, tmp_path / "d")
+    assert (tmp_path / "d/config.json").read_text() == '{"upper": 1}'
+
+
+def test_a_layout_folder_is_read_where_it_lies(tmp_path: Path) -> None:
+    uri = write_layout(tmp_path / "layout", layer_of(MODEL))
+    assert get(uri, tmp_path / "d") == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d", "layout"]
+
+
+@pytest.mark.skipif(shutil.which("skopeo") is None, reason="skopeo is not installed")
+def test_what_skopeo_copied_is_the_same(registry: str, tmp_path: Path) -> None:
+    push_image(registry, "org/copied", layer_of(MODEL))
+    source, target = f"docker://{registry}/org/copied:v1", f"oci:{tmp_path / 'layout'}:v1"
+    subprocess.run(
+        ["skopeo", "--insecure-policy", "copy", "-q", "--src-tls-verify=false", source, target],
+        check=True,
+    )
+    got = fetch(f"oci-layout://{tmp_path / 'layout'}:v1", tmp_path / "a", kind="model", env={})
+    same = fetch(f"oci://{registry}/org/copied:v1", tmp_path / "b", kind="model", env={})
+    assert got.digest == same.digest
+
+
+def test_a_big_layer_comes_over_several_connections(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "RANGE_BYTES", 256 * 1024)
+    layer = layer_of(MODEL)
+    push_image(registry, "org/wide", layer)
+    with FaultProxy(f"http://{registry}") as proxy:
+        get(f"oci://127.0.0.1:{proxy.port}/org/wide:v1", tmp_path / "d")
+        begun = {one.headers.get("range") for one in proxy.asked_for(digest(layer))}
+    assert begun == {None, "bytes=262144-", "bytes=524288-", "bytes=786432-"}
+    assert (tmp_path / "d/model.safetensors").read_bytes() == WEIGHTS
+
+
+def test_layers_that_are_there_are_not_fetched_again(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peftjob.oci.transport.FIRST_PAUSE_S", 0.0)
+    first, second = layer_of(MODEL), layer_of({"models/tokenizer.json": WEIGHTS})
+    push_image(registry, "org/two", first, second)
+    with FaultProxy(f"http://{registry}") as proxy:
+        uri = f"oci://127.0.0.1:{proxy.port}/org/two:v1"
+        proxy.faults = [Fault(digest(second), cut_after=1000)]
+        with pytest.raises(SourceUnavailableError):
+            get(uri, tmp_path / "d")
+        proxy.faults, proxy.requests = [], []
+        assert "tokenizer.json" in get(uri, tmp_path / "d")
+        assert proxy.asked_for(digest(first)) == []
+
+
+def test_a_login_comes_from_the_docker_config(tmp_path: Path) -> None:
+    with FaultProxy("http://127.0.0.1:9") as proxy:
+        proxy.faults = [
+            Fault("", times=1, status=401, headers={"WWW-Authenticate": 'Basic realm="r"'}),
+            Fault("", status=404),
+        ]
+        host = f"127.0.0.1:{proxy.port}"
+        config = {"auths": {host: {"username": "u", "password": "p"}}}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        env = {"DOCKER_CONFIG": str(tmp_path), "HOME": str(tmp_path)}
+        with pytest.raises(SourceError):
+            fetch(f"oci://{host}/org/x:v1", tmp_path / "d", kind="model", env=env)
+        assert proxy.requests[1].headers["authorization"] == "Basic dTpw"
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("oci://{host}/org/none:v1", r"no image .*check the name and the tag"),
+        ("oci://{host}/org/none@sha256:" + "0" * 64, "no image"),
+        ("oci://org/name", "is no host of a registry"),
+        ("oci://u:p@{host}/x", "a reference holds no login"),
+        ("oci-layout:///nowhere:v1", "no image layout in /nowhere"),
+    ],
+)
+def test_what_is_not_there_is_one_line(
+    uri: str, message: str, registry: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
+        get(uri.format(host=registry), tmp_path / "d")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_revision_is_refused(registry: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"name the image by its tag or digest"):
+        fetch(f"oci://{registry}/a:v1", tmp_path / "d", kind="model", revision="v2", env={})
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layer_of({"models/../../evil": b"x"}),
+        layer_of({"/models/evil": b"x"}),
+        layer_of({"models/a/../../../evil": b"x"}),
+        layer_of({}, link("models/evil", "/etc/passwd")),
+        layer_of({}, link("models/evil", "../../evil")),
+        layer_of({}, link("models/evil", "/etc/passwd", tarfile.LNKTYPE)),
+        layer_of({}, link("models/evil", "../../etc/passwd", tarfile.LNKTYPE)),
+        layer_of({}, link("models/dir", "/tmp"), link("models/dir/evil", "x")),
+        layer_of({}, link("models/evil", "", tarfile.CHRTYPE)),
+        layer_of({}, link("models/evil", "", tarfile.BLKTYPE)),
+        layer_of({}, link("models/evil", "", tarfile.FIFOTYPE)),
+        layer_of({"models/.wh.config.json": b""}),
+        layer_of({"models/a\nb": b"x"}),
+        layer_of({"models/" + "a/" * 40 + "b": b"x"}),
+        layer_of({"models": b"x", "models/a": b"x"}),
+        layer_of({"other/model.safetensors": b"x"}),
+    ],
+)
+def test_hostile_members_put_nothing_anywhere(layer: bytes, tmp_path: Path) -> None:
+    uri = write_layout(tmp_path / "layout", layer)
+    with pytest.raises(SourceError) as caught:
+        get(uri, tmp_path / "d")
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["layout"]

@@ -1,0 +1,199 @@
+"""Adapters that follow a tag, or a folder of adapters."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kserve_runtime.base_model import load_base_model
+from kserve_runtime.catalogue import Catalogue, Model
+from kserve_runtime.loading import AdapterLoader
+from kserve_runtime.metrics import Metrics
+from kserve_runtime.sources import AdapterSource
+from kserve_runtime.tokenizer import PromptTokenizer
+from kserve_runtime.transformers_engine import TransformersEngine
+from kserve_runtime.watching import Watch
+from peftjob import oci
+from tests.hub_server import HubServer
+
+
+@dataclass
+class Watched:
+    """A server's adapters without the server."""
+
+    loader: AdapterLoader
+    catalogue: Catalogue
+    watch: Watch
+    folder: Path
+
+    def rank(self, name: str) -> int:
+        adapter = self.catalogue.find(name).adapter
+        assert adapter is not None
+        return adapter.rank
+
+
+@pytest.fixture
+def watched(world: Any, tmp_path: Path) -> Iterator[Watched]:
+    tokenizer = PromptTokenizer(world.base)
+    engine = TransformersEngine(load_base_model(world.base, dtype="float32"), tokenizer.decode)
+    base = Model(name="tiny", template=tokenizer.template, root="tiny", created=0)
+    catalogue = Catalogue(base)
+    cache, folder = tmp_path / "cache", tmp_path / "adapters"
+    cache.mkdir()
+    folder.mkdir()
+    loader = AdapterLoader(
+        engine, tokenizer, catalogue, Metrics("tiny"), cache=cache, insecure=False
+    )
+    strengths = {"a": 0.5}
+    watch = Watch(loader, catalogue, folder=folder, strengths=strengths, interval_s=3600)
+    yield Watched(loader, catalogue, watch, folder)
+    watch.close()
+    engine.close()
+
+
+def test_an_adapter_follows_its_tag(world: Any, watched: Watched, tmp_path: Path) -> None:
+    tag = oci.Reference.parse(f"oci-layout://{tmp_path}/registry:latest")
+    oci.push(world.adapters["small"], tag, annotations={})
+    watched.loader.load(AdapterSource("a", str(tag), watch=True))
+    watched.loader.load(AdapterSource("b", str(tag)))
+
+    pushed = oci.push(world.adapters["large"], tag, annotations={})
+    watched.watch.look()
+
+    assert (watched.rank("a"), watched.rank("b")) == (16, 4)
+    assert watched.catalogue.find("a").digest == pushed.digest
+
+
+def test_an_adapter_follows_its_branch_of_the_hub(
+    world: Any, watched: Watched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "hub" / "models" / "org" / "a"
+    shutil.copytree(world.adapters["small"], repository)
+    with HubServer(tmp_path / "hub") as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        watched.loader.load(AdapterSource("a", "hf://org/a", watch=True))
+        before = watched.rank("a")
+
+        shutil.copytree(world.adapters["large"], repository, dirs_exist_ok=True)
+        watched.watch.look()
+
+    assert (before, watched.rank("a")) == (4, 16)
+
+
+def test_a_tag_that_stays_loads_nothing(world: Any, watched: Watched, tmp_path: Path) -> None:
+    tag = oci.Reference.parse(f"oci-layout://{tmp_path}/registry:latest")
+    oci.push(world.adapters["small"], tag, annotations={})
+    model = watched.loader.load(AdapterSource("a", str(tag), watch=True))
+
+    watched.watch.look()
+    watched.watch.look()
+
+    assert watched.catalogue.find("a") is model
+
+
+def test_adapters_come_change_and_go_with_their_folders(world: Any, watched: Watched) -> None:
+    place = watched.folder / "a"
+    ranks: list[int | None] = []
+
+    def look() -> None:
+        watched.watch.look()
+        ranks.append(watched.rank("a") if watched.catalogue.get("a") else None)
+
+    shutil.copytree(world.adapters["small"], place)
+    look()
+    look()
+    shutil.copytree(world.adapters["large"], place, dirs_exist_ok=True)
+    look()
+    look()
+    shutil.rmtree(place)
+    look()
+    look()
+
+    # What happens counts when it looks the same twice.
+    assert ranks == [None, 4, 4, 16, 16, None]
+
+
+def test_adapters_stay_while_the_whole_folder_is_away(world: Any, watched: Watched) -> None:
+    shutil.copytree(world.adapters["small"], watched.folder / "a")
+    watched.watch.start()
+
+    watched.folder.rename(watched.folder.with_name("away"))
+    for _ in range(3):
+        watched.watch.look()
+
+    assert watched.rank("a") == 4
+
+
+def test_the_folder_is_loaded_at_the_start_with_its_strengths(world: Any, watched: Watched) -> None:
+    shutil.copytree(world.adapters["small"], watched.folder / "a")
+    (watched.folder / "no adapter").mkdir()
+
+    watched.watch.start()
+
+    assert watched.catalogue.names() == ["tiny", "a"]
+    assert watched.catalogue.find("a").strength == 0.5
+
+
+def test_a_refused_version_is_tried_once_and_the_old_one_stays(
+    world: Any, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = watched.folder / "a"
+    shutil.copytree(world.adapters["small"], place)
+    watched.watch.start()
+    caplog.set_level("INFO", "kserve_runtime")
+
+    (place / "adapter_model.safetensors").write_bytes(b"damaged")
+    for _ in range(4):
+        watched.watch.look()
+
+    assert watched.rank("a") == 4
+    assert caplog.text.count("adapter a refused") == 1
+
+
+def test_a_folder_does_not_take_the_name_of_another_model(world: Any, watched: Watched) -> None:
+    loaded = watched.loader.load(AdapterSource("a", world.adapters["large"].as_uri()))
+    for name in ("a", "tiny"):
+        shutil.copytree(world.adapters["small"], watched.folder / name)
+
+    watched.watch.look(settled=True)
+
+    assert watched.catalogue.find("a") is loaded
+    assert watched.catalogue.names() == ["tiny", "a"]
+
+
+def test_what_an_administrator_has_unloaded_stays_so_until_its_folder_changes(
+    world: Any, watched: Watched
+) -> None:
+    place = watched.folder / "a"
+    shutil.copytree(world.adapters["small"], place)
+    watched.watch.start()
+
+    watched.loader.unload("a")
+    watched.watch.look(settled=True)
+    after = watched.catalogue.names()
+    shutil.copytree(world.adapters["large"], place, dirs_exist_ok=True)
+    watched.watch.look(settled=True)
+
+    assert after == ["tiny"]
+    assert watched.rank("a") == 16
+
+
+def test_a_source_that_is_gone_is_told_once_and_its_adapter_stays(
+    world: Any,
+    watched: Watched,
+    make_adapter: Callable[..., Path],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    folder = make_adapter(tmp_path / "adapter", r=4, target_modules=["q_proj"])
+    watched.loader.load(AdapterSource("a", folder.as_uri(), watch=True))
+
+    shutil.rmtree(folder)
+    for _ in range(3):
+        watched.watch.look()
+
+    assert watched.rank("a") == 4
+    assert caplog.text.count("can't be followed") == 1

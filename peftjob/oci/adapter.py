@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peftjob.errors import ModelError, UsageError
+from peftjob.errors import ModelError, NotFoundError, RegistryError, UsageError
 from peftjob.oci.images import current
 from peftjob.oci.layer import Layer, adapter_layer, shell_architecture, shell_layer
 from peftjob.oci.manifest import (
@@ -26,6 +26,7 @@ from peftjob.oci.manifest import (
 )
 from peftjob.oci.places import disk_errors, opened
 from peftjob.oci.reference import Reference
+from peftjob.oci.store import Store
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -77,8 +78,13 @@ def push(
     names = adapter_files(folder)
     architecture = shell_architecture(shell) if shell else "amd64"
     with opened(ref, insecure=insecure) as store, disk_errors(f"push {folder}"):
-        layers = [shell_layer(shell)] if shell else []
-        layers.append(adapter_layer(folder, names))
+        making = adapter_layer(folder, names)
+        # Where there is nothing yet, nothing can be there already: digested while it is sent.
+        was_sent = _is_new(store) and store.put_unnamed(
+            making.chunks(), lambda: making.layer().digest
+        )
+        layers = [shell_layer(shell).layer()] if shell else []
+        layers.append(making.layer())
         config = _config(layers, created=annotations.get(CREATED, EPOCH), architecture=architecture)
         titles = [{TITLE: _SHELL_TITLE}, {TITLE: _LAYER_TITLE}][-len(layers) :]
         manifest = Manifest(
@@ -90,7 +96,7 @@ def push(
             annotations={CREATED: EPOCH, **annotations},
         )
         for blob, layer in zip(manifest.layers, layers, strict=True):
-            if not store.has_blob(blob):
+            if not (was_sent and layer is layers[-1]) and not store.has_blob(blob):
                 with layer.open() as source:
                     store.put_blob(blob, source)
         if not store.has_blob(manifest.config):
@@ -99,6 +105,17 @@ def push(
         if current(store, tag) != body:
             store.put_manifest(body, version=tag)
     return ref.with_digest(digest_of(body))
+
+
+def _is_new(store: Store) -> bool:
+    """Whether nothing is in the store, as far as it tells."""
+    try:
+        return not store.tags()
+    except NotFoundError:
+        return True
+    except RegistryError:
+        # Who may push need not be allowed to list.
+        return False
 
 
 def adapter_files(folder: Path) -> list[str]:

@@ -4,9 +4,10 @@ A login goes to the registry's own origin and to its token server, and to no add
 redirects to.
 """
 
+import io
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 from urllib.parse import urljoin, urlsplit
 
@@ -60,9 +61,11 @@ class Connection:
         *,
         what: str,
         headers: Mapping[str, str] | None = None,
-        body: bytes | BinaryIO | None = None,
+        body: bytes | BinaryIO | Iterator[bytes] | None = None,
     ) -> requests.Response:
         """Send one request; answer one 401, and follow redirects of what only reads.
+
+        An iterator is sent once: whatever is answered then is returned or raised.
 
         401 that the login does not answer and 403 are raised at once; other answers are returned.
         """
@@ -75,11 +78,12 @@ class Connection:
                 self._renew()
                 if self._answer:
                     sent["Authorization"] = self._answer.header
-            if body is not None and not isinstance(body, bytes):
+            if isinstance(body, io.IOBase):
                 body.seek(0)
             response = exchange(self._session, method, url, what=what, headers=sent, body=body)
             status = response.status_code
-            if status == 401 and ours and not login_tried:
+            once = isinstance(body, Iterator) and not isinstance(body, io.IOBase)
+            if status == 401 and ours and not login_tried and not once:
                 response.close()
                 # A token is for some actions and some minutes; any request may need a new one.
                 self._log_in(response.headers.get("WWW-Authenticate", ""))

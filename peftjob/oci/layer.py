@@ -41,7 +41,31 @@ class Layer:
         return cast(BinaryIO, _LayerFile(self))
 
 
-def adapter_layer(folder: Path, names: Sequence[str]) -> Layer:
+class Making:
+    """A layer that is made while its chunks are read, and known when they have been."""
+
+    def __init__(self, entries: Sequence[_Entry]) -> None:
+        self._entries = tuple(entries)
+        self._layer: Layer | None = None
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the layer."""
+        with Digest() as inner, Digest() as outer:
+            for chunk in stored(inner.passed(_tar(self._entries))):
+                outer.update(chunk)
+                yield chunk
+            sizes = outer.digest(), outer.size_bytes
+            self._layer = Layer(self._entries, *sizes, inner.digest())
+
+    def layer(self) -> Layer:
+        """The layer; what nobody has read yet is read now."""
+        while self._layer is None:
+            for _ in self.chunks():
+                pass
+        return self._layer
+
+
+def adapter_layer(folder: Path, names: Sequence[str]) -> Making:
     """The layer with the files `names` of `folder`.
 
     It holds models/<name>, sorted, and then data/<name> as hard links to them, so that a file is
@@ -61,15 +85,15 @@ def adapter_layer(folder: Path, names: Sequence[str]) -> Layer:
             else:
                 link = _member(path, tarfile.LNKTYPE, link=f"{MODELS}/{name}")
                 entries.append((link, None))
-    return _layer(entries)
+    return Making(entries)
 
 
-def shell_layer(busybox: Path) -> Layer:
+def shell_layer(busybox: Path) -> Making:
     """The layer with a static busybox as /bin/sh and its like."""
     program, _ = _file("bin/busybox", busybox)
     program.mode = 0o755
     links = (_member(f"bin/{name}", tarfile.SYMTYPE, link="busybox") for name in SHELL_COMMANDS)
-    return _layer(
+    return Making(
         [
             (_member("bin", tarfile.DIRTYPE), None),
             (program, busybox),
@@ -127,13 +151,6 @@ def _file(name: str, path: Path) -> _Entry:
     member = _member(name, tarfile.REGTYPE)
     member.size = path.stat().st_size
     return member, path
-
-
-def _layer(entries: Sequence[_Entry]) -> Layer:
-    with Digest() as inner, Digest() as outer:
-        for chunk in stored(inner.passed(_tar(entries))):
-            outer.update(chunk)
-        return Layer(tuple(entries), outer.digest(), outer.size_bytes, inner.digest())
 
 
 def _tar(entries: Iterable[_Entry]) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -77,6 +77,10 @@ class Layout:
                 file.write(chunk)
             if f"sha256:{copied.hexdigest()}" != blob.digest:
                 raise RegistryError("a file changed while it was pushed; push again")
+
+    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+        """Never: the name comes first here, and reading twice costs little. See Store."""
+        return False
 
     def get_manifest(self, version: str) -> bytes:
         """The manifest of a tag or a digest. See Store."""

@@ -28,7 +28,7 @@ from peftjob.oci.manifest import (
 )
 from peftjob.oci.reference import is_digest
 from peftjob.oci.transport import error_detail, read_body, retrying
-from peftjob.oci.upload import Upload
+from peftjob.oci.upload import Upload, send_unnamed
 
 _ACCEPT = ", ".join((MANIFEST, DOCKER_MANIFEST, INDEX, DOCKER_INDEX))
 _MAX_PAGES = 100
@@ -90,6 +90,10 @@ class Registry:
     def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
         """Upload in one streamed request, or in chunks. See Store."""
         Upload(self._connection, blob, source).run()
+
+    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+        """Digest while sending. See Store."""
+        return send_unnamed(self._connection, chunks, digest)
 
     def mount_blob(self, blob: Descriptor, repository: str) -> bool:
         """Let the registry take the blob over from another repository of it; whether it did.

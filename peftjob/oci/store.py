@@ -1,6 +1,6 @@
 """What the two places of images, a registry and a layout folder, have in common."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from peftjob.oci.manifest import Descriptor
@@ -31,6 +31,12 @@ class Store(Protocol):
 
     def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
         """Store the file `source`, from its beginning; the blob is either whole or not there."""
+
+    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+        """Store a blob whose digest is known when its chunks have been read; whether it did.
+
+        Where it did not, nothing has happened, and the blob has to be put.
+        """
 
     def get_manifest(self, version: str) -> bytes:
         """The manifest of a tag or a digest; of a digest, it has been checked.

@@ -9,7 +9,7 @@ import email.utils
 import json
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import requests
@@ -78,7 +78,7 @@ def exchange(
     *,
     what: str,
     headers: Mapping[str, str] | None = None,
-    body: bytes | BinaryIO | Mapping[str, str] | None = None,
+    body: bytes | BinaryIO | Iterator[bytes] | Mapping[str, str] | None = None,
     params: Mapping[str, str] | None = None,
 ) -> requests.Response:
     """Send one request and return the answer, its body unread and redirects not followed.

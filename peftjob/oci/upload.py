@@ -8,6 +8,7 @@ lost is begun anew.
 
 import io
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import quote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from peftjob.errors import RegistryError
+from peftjob.oci.ahead import ahead
 from peftjob.oci.connection import Connection
 from peftjob.oci.manifest import Descriptor
 from peftjob.oci.transport import Attempts, TransientError
@@ -130,6 +132,33 @@ class Upload:
                 raise TransientError("the registry lost the upload (status 404)")
             if response.status_code != 201:
                 raise self._connection.refusal(self._what, response)
+
+
+def send_unnamed(
+    connection: Connection, chunks: Iterator[bytes], digest: Callable[[], str]
+) -> bool:
+    """Send a blob whose digest is known when its chunks have been read; whether that went well.
+
+    One try: chunks can't be sent again. A registry that takes no chunked upload, a broken line, a
+    token that ended: the caller puts the blob as usual then, and learns what is wrong.
+    """
+    what = f"push a layer to {connection.place}"
+    try:
+        with connection.send("POST", connection.url("blobs/uploads/"), what=what) as response:
+            if response.status_code != 202:
+                return False
+            place = connection.next_url(response, what)
+        with connection.send(
+            "PATCH", place, what=what, headers=_OCTETS, body=ahead(chunks)
+        ) as response:
+            if response.status_code != 202:
+                return False
+            place = connection.next_url(response, what)
+        place += f"{'&' if urlsplit(place).query else '?'}digest={quote(digest(), safe='')}"
+        with connection.send("PUT", place, what=what, headers=_OCTETS, body=b"") as response:
+            return response.status_code == 201
+    except (TransientError, RegistryError):
+        return False
 
 
 class _Part(io.RawIOBase):

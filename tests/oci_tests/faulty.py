@@ -90,7 +90,8 @@ class Proxy:
                 if fault.status:
                     return self._send(fault.status, {"Content-Length": "0"} | fault.headers, b"")
                 upstream = http.client.HTTPConnection(proxy._host, timeout=30)
-                upstream.request(self.command, self.path, body, dict(self.headers))
+                asked = {k: v for k, v in self.headers.items() if k.lower() not in _HOP}
+                upstream.request(self.command, self.path, body, asked)
                 answer = upstream.getresponse()
                 data = answer.read()
                 upstream.close()
@@ -120,6 +121,12 @@ class Proxy:
 
             def _body(self, length: int) -> bytes:
                 parts = []
+                if self.headers.get("Transfer-Encoding") == "chunked":
+                    while size := int(self.rfile.readline(), 16):
+                        parts.append(self.rfile.read(size))
+                        proxy.on_bytes(size)
+                        self.rfile.readline()
+                    self.rfile.readline()
                 while length > 0 and (part := self.rfile.read1(min(length, 65536))):
                     parts.append(part)
                     length -= len(part)

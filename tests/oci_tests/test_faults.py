@@ -129,6 +129,25 @@ def test_a_push_to_what_stays_broken_moves_no_tag(
     assert list_tags(image) == ["v1"]
 
 
+def test_a_first_push_digests_while_it_sends(adapter: Path, proxy: Proxy) -> None:
+    push(adapter, Reference.parse(f"{proxy.host}/team/new:v1"), annotations={})
+
+    layer = [line.split()[0] for line in proxy.asked if "blobs" in line][:3]
+    assert layer == ["POST", "PATCH", "PUT"]
+
+
+@pytest.mark.parametrize("fault", [{"status": 405}, {"status": 503}, {"reset_in_body": True}])
+def test_a_registry_that_takes_no_stream_gets_the_layer_as_usual(
+    adapter: Path, proxy: Proxy, tmp_path: Path, fault: Any
+) -> None:
+    there = push(adapter, Reference.parse(f"oci-layout://{tmp_path / 'l'}:v1"), annotations={})
+    proxy.faults = [Fault("PATCH", "/uploads/", times=1000, **fault)]
+
+    pushed = push(adapter, Reference.parse(f"{proxy.host}/team/new:v1"), annotations={})
+
+    assert pushed.digest == there.digest
+
+
 BIG = os.urandom(300_000)
 BLOB = Descriptor("application/octet-stream", digest_of(BIG), len(BIG))
 

@@ -49,13 +49,16 @@ def test_two_workers_tune_publish_and_serve(
     service.stop()
 
     # At strength 0 an adapter is the base model; and who has no key gets no answer.
-    keys = {"metadata": {"name": "clients"}, "stringData": {"keys": "k1\n", "admins": "k2\n"}}
+    keys = {
+        "metadata": {"name": "clients"},
+        "stringData": {"keys": "client-1\n", "admins": "admin-01\n"},
+    }
     cluster.client.core_api.create_namespaced_secret("default", keys)
     service = cluster.client.serve(
         "toy", model_dir.as_uri(), {"off": job.adapter}, strengths={"off": 0.0}, keys="clients"
     )
     service.wait(timeout_s=120)
-    assert service.ask("What is red?", model="off", max_tokens=4, key="k1") == plain
+    assert service.ask("What is red?", model="off", max_tokens=4, key="client-1") == plain
     with pytest.raises(JobError, match="key"):
         service.ask("What is red?", model="off", max_tokens=4)
     service.stop()

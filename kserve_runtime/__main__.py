@@ -65,7 +65,13 @@ def _run(settings: Settings) -> None:
         metrics = Metrics(settings.model_name)
         metrics.watch_engine(engine)
         loader = AdapterLoader(
-            engine, tokenizer, catalogue, metrics, cache=cache, insecure=settings.insecure
+            engine,
+            tokenizer,
+            catalogue,
+            metrics,
+            cache=cache,
+            insecure=settings.insecure,
+            signed_by=settings.signed_by,
         )
         for adapter in settings.adapters:
             loader.load(adapter)

@@ -29,6 +29,8 @@ class Settings:
     watch_interval_s: float = 30.0
     max_adapters_loaded: int = 8
     insecure: bool = False
+    signed_by: tuple[Path, ...] = ()
+    """Public keys, one of which must have signed each adapter; none asks for no signature."""
     host: str = "127.0.0.1"
     http_port: int = 8080
     """0 takes a free one."""
@@ -88,6 +90,7 @@ def parse_args(argv: Sequence[str]) -> Settings:
         watch_interval_s=args.watch_interval_s,
         max_adapters_loaded=args.max_adapters_loaded,
         insecure=args.insecure_registry,
+        signed_by=tuple(args.signed_by),
         host=args.host,
         http_port=args.http_port,
         max_new_tokens=args.max_new_tokens_limit,
@@ -168,6 +171,15 @@ def _make_parser() -> argparse.ArgumentParser:
         "--insecure_registry",
         action="store_true",
         help="speak plain HTTP to the registry; loopback registries are spoken to so anyway",
+    )
+    parser.add_argument(
+        "--signed_by",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="load only images that this public key has signed, as `peftjob adapter push --sign` "
+        "and cosign do; may be given again for another key",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all interfaces"

@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -38,14 +38,19 @@ class AdapterLoader:
         *,
         cache: Path,
         insecure: bool,
+        signed_by: Sequence[Path] = (),
     ) -> None:
-        """`cache`: the folder that adapters are fetched to, each version into one of its own."""
+        """`cache`: the folder that adapters are fetched to, each version into one of its own.
+
+        `signed_by`: see sources.fetch_adapter.
+        """
         self._engine = engine
         self._tokenizer = tokenizer
         self._catalogue = catalogue
         self._metrics = metrics
         self._cache = cache
         self._insecure = insecure
+        self._signed_by = signed_by
         self._versions = count(1)
         self._lock = threading.Lock()
         self._busy: dict[str, threading.Lock] = {}
@@ -127,7 +132,7 @@ class AdapterLoader:
     def _read(self, wanted: AdapterSource, folder: Path) -> Model:
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
-        fetched = fetch_adapter(wanted, folder, insecure=self._insecure)
+        fetched = fetch_adapter(wanted, folder, insecure=self._insecure, signed_by=self._signed_by)
         template = self._tokenizer.read_template(wanted.name, folder)
         return Model(
             name=wanted.name,

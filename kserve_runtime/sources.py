@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -95,16 +96,31 @@ def check_strength(name: str, strength: float) -> None:
         )
 
 
-def fetch_adapter(adapter: AdapterSource, folder: Path, *, insecure: bool) -> FetchedAdapter:
+def fetch_adapter(
+    adapter: AdapterSource, folder: Path, *, insecure: bool, signed_by: Sequence[Path] = ()
+) -> FetchedAdapter:
     """Fetch an adapter into the new folder `folder`.
+
+    Args:
+        signed_by: files of public keys, one of which must have signed the image; none asks for no
+            signature.
 
     Raises:
         UsageError, RegistryError, SourceError: there is no such adapter to be had.
         RegistryUnavailableError, SourceUnavailableError: not just now.
     """
     if adapter.source.startswith(_IMAGE_SCHEMES):
-        pulled = oci.pull(oci.Reference.parse(adapter.source), folder, insecure=insecure)
+        reference = oci.Reference.parse(adapter.source)
+        if signed_by:
+            # With the digest that was signed: what the tag points to may change before it is read.
+            reference = oci.verify(reference, signed_by, insecure=insecure)
+        pulled = oci.pull(reference, folder, insecure=insecure)
         return FetchedAdapter(adapter.name, folder, str(pulled), pulled.digest or "")
+    if signed_by:
+        raise UsageError(
+            f"adapter {adapter.name!r}: only images are signed, and this server takes no others "
+            "(--signed_by); push it with `peftjob adapter push --sign` and name it oci://…"
+        )
     fetched = provider.fetch(adapter.source, folder, kind="model")
     return FetchedAdapter(adapter.name, folder, fetched.uri, fetched.digest)
 

@@ -9,10 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.container_tests.engine import Podman
-from tests.trainer_tests.conftest import chats, model_dir, tokenizer, write_jsonl
 from tests.until import until
-
-__all__ = ["model_dir", "tokenizer"]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = (
@@ -64,14 +61,15 @@ def images(podman: Podman) -> dict[str, str]:
 def services(
     podman: Podman,
     images: dict[str, str],
-    model_dir: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    """On the network: `hub`, which serves org/toy and org/rows, and `registry`."""
+    """On the network: `hub` with the quickstart's model, hardly trained, and data; `registry`."""
+    from examples.quickstart.base_model import Recipe, make_base_model
+    from examples.quickstart.dataset import make_dataset
+
     folder = tmp_path_factory.mktemp("served")
-    (folder / "models/org").mkdir(parents=True)
-    shutil.copytree(model_dir, folder / "models/org/toy")
-    write_jsonl(folder / "datasets/org/rows/train.jsonl", chats(16))
+    make_base_model(folder / "models/org/quickstart-llama", recipe=Recipe(steps=2))
+    make_dataset(folder / "datasets/org/k8s-docs")
     (folder / "registry.yml").write_text(REGISTRY_CONFIG)
     image = images["storage-initializer"]
     # Only root reads pytest's folders.

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from openai import OpenAI
 
+from examples.quickstart.dataset import HELDOUT_FILE, TRAIN_FILE
+from examples.quickstart.quickstart import JOB, RECIPE, WORKERS
 from peftjob import PeftJobSpec, inference, manifest
 from peftjob.local import operator, serving
 from peftjob.local.operator import Address
@@ -24,6 +26,7 @@ from tests.until import until
 pytestmark = pytest.mark.containers
 
 PROBE = Path(__file__).with_name("probe.py")
+BASE_MODEL = "hf://org/quickstart-llama"
 HUB = {"name": "HF_ENDPOINT", "value": f"http://hub:{HUB_PORT}"}
 
 
@@ -41,14 +44,20 @@ class Job:
 def job_pods(
     name: str, images: dict[str, str], **fields: Any
 ) -> tuple[list[Body], dict[str, Body]]:
-    """The claims of a job with two workers, and its pods as the operator makes them."""
+    """The claims of the quickstart's job, cut to four steps, and its pods as the operator makes
+    them."""
     spec = PeftJobSpec.parse(
         {
             "name": name,
-            "base_model": {"source": "hf://org/toy"},
-            "dataset": {"source": "hf://org/rows"},
-            "training": {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1},
-            "num_workers": 2,
+            "base_model": {"source": BASE_MODEL},
+            "dataset": {
+                "source": "hf://org/k8s-docs",
+                "files": [TRAIN_FILE],
+                "eval_files": [HELDOUT_FILE],
+            },
+            "method": RECIPE.method.model_dump(mode="json"),
+            "training": {**RECIPE.training.model_dump(mode="json"), "max_steps": 4},
+            "num_workers": WORKERS,
             "output": {
                 "registry": {"ref": f"registry:{REGISTRY_PORT}/team/{name}:v1", "insecure": True}
             },
@@ -71,7 +80,7 @@ def job_pods(
 @pytest.fixture(scope="module")
 def job(podman: Podman, images: dict[str, str], services: None) -> Job:
     """Two workers that fetched from the hub, met by name, trained and published."""
-    claims, pods = job_pods("toy", images)
+    claims, pods = job_pods(JOB, images)
     for claim in claims:
         podman.create_volume(claim["metadata"]["name"])
     playing = [podman.play(pod) for pod in pods.values()]
@@ -85,7 +94,7 @@ def job(podman: Podman, images: dict[str, str], services: None) -> Job:
         for container in ("storage-initializer", "pytorch")
     }
     assert codes == dict.fromkeys(pods, 0), logs
-    records = [from_line(line) for line in logs["toy-master-0/pytorch"].splitlines()]
+    records = [from_line(line) for line in logs[f"{JOB}-master-0/pytorch"].splitlines()]
     (result,) = [record for record in records if isinstance(record, Result)]
     return Job(pods, logs, result)
 
@@ -93,14 +102,14 @@ def job(podman: Podman, images: dict[str, str], services: None) -> Job:
 def test_two_workers_meet_by_name_train_and_publish(job: Job) -> None:
     assert job.result.workers == 2
     assert job.result.steps == 4
-    assert job.result.adapter.startswith(f"registry:{REGISTRY_PORT}/team/toy")
+    assert job.result.adapter.startswith(f"registry:{REGISTRY_PORT}/team/{JOB}")
     assert "@sha256:" in job.result.adapter
-    assert list(job.pods) == ["toy-master-0", "toy-worker-0"]
+    assert list(job.pods) == [f"{JOB}-master-0", f"{JOB}-worker-0"]
 
 
 def test_the_master_fetches_and_the_worker_waits(job: Job) -> None:
-    assert "dataset: 1 files" in job.logs["toy-master-0/storage-initializer"]
-    assert "all inputs are in /workspace" in job.logs["toy-worker-0/storage-initializer"]
+    assert "dataset: 2 files" in job.logs[f"{JOB}-master-0/storage-initializer"]
+    assert "all inputs are in /workspace" in job.logs[f"{JOB}-worker-0/storage-initializer"]
 
 
 @pytest.mark.parametrize("replica", ["master-0", "worker-0"])
@@ -114,7 +123,7 @@ def test_a_trainer_has_no_privileges_and_writes_only_where_it_may(
     for volume in pod["spec"]["volumes"]:
         if claim := volume.get("persistentVolumeClaim"):
             # The claims of the job that has run.
-            claim["claimName"] = claim["claimName"].replace("probe", "toy")
+            claim["claimName"] = claim["claimName"].replace("probe", JOB)
     said, _ = podman.play(pod).communicate(timeout=60)
     assert podman.exit_code(f"probe-{replica}-pytorch") == 0, said
     found = json.loads(podman.log(f"probe-{replica}-pytorch"))
@@ -133,7 +142,7 @@ def test_a_trainer_has_no_privileges_and_writes_only_where_it_may(
 def test_the_runtime_answers_with_the_adapter(
     podman: Podman, images: dict[str, str], job: Job
 ) -> None:
-    service = inference.render("toy", "hf://org/toy", {"docs": f"oci://{job.result.adapter}"})
+    service = inference.render(JOB, BASE_MODEL, {JOB: f"oci://{job.result.adapter}"})
     service["spec"]["predictor"]["model"]["args"].append("--insecure_registry")
     service["metadata"]["uid"] = "0"
     pod = serving.render_pod(service, Address("0.0.0.0", inference.PORT))
@@ -144,10 +153,12 @@ def test_the_runtime_answers_with_the_adapter(
     until(lambda: _is_ready(url) or podman.has_ended(container), timeout_s=120)
     assert _is_ready(url), said + podman.log(container)
     client = OpenAI(base_url=f"{url}/openai/v1", api_key="none")
-    assert {model.id for model in client.models.list()} == {"toy", "docs"}, said
-    for model in ("toy", "docs"):
+    assert {model.id for model in client.models.list()} == {"quickstart-llama", JOB}, said
+    for model in ("quickstart-llama", JOB):
         answer = client.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": "What is red?"}], max_tokens=4
+            model=model,
+            messages=[{"role": "user", "content": "What is a Pod?"}],
+            max_tokens=4,
         )
         assert answer.model == model
         assert answer.usage.completion_tokens > 0

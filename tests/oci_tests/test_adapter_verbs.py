@@ -1,7 +1,6 @@
 """peftjob adapter …: what the commands print, and how they end."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from peftjob.cli import main
 from tests.hub_uploads import TOKEN, UploadHub
+from tests.openssl_keys import make_keys
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -45,12 +45,7 @@ def adapter(adapter: Path) -> Path:
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[Path, Path]:
-    private, public = tmp_path / "key.pem", tmp_path / "key.pub"
-    curve = ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private))
-    subprocess.run(["openssl", *curve], check=True, capture_output=True)
-    to_public = ("ec", "-in", str(private), "-pubout", "-out", str(public))
-    subprocess.run(["openssl", *to_public], check=True, capture_output=True)
-    return private, public
+    return make_keys(tmp_path)
 
 
 def test_an_adapter_is_pushed_listed_tagged_copied_and_pulled(

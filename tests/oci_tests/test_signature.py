@@ -13,21 +13,13 @@ from peftjob.errors import RegistryError, UsageError
 from peftjob.oci import Reference, copy, list_tags, push, sign, verify
 from peftjob.oci.manifest import digest_of
 from peftjob.oci.places import opened
+from tests.openssl_keys import make_keys
 
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Callable[[str], tuple[Path, Path]]:
-    """Makes a private and a public key, as openssl does."""
-
-    def make(name: str) -> tuple[Path, Path]:
-        private, public = tmp_path / f"{name}.pem", tmp_path / f"{name}.pub"
-        curve = ("ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(private))
-        subprocess.run(["openssl", *curve], check=True, capture_output=True)
-        to_public = ("ec", "-in", str(private), "-pubout", "-out", str(public))
-        subprocess.run(["openssl", *to_public], check=True, capture_output=True)
-        return private, public
-
-    return make
+    """Makes a private and a public key."""
+    return lambda name: make_keys(tmp_path, name)
 
 
 def test_an_image_is_verified_by_each_key_that_signed_it_and_by_no_other(

@@ -48,7 +48,7 @@ class Making:
         self._entries = tuple(entries)
         self._layer: Layer | None = None
 
-    def chunks(self) -> Iterator[bytes]:
+    def chunks(self) -> Generator[bytes]:
         """The bytes of the layer."""
         with Digest() as inner, Digest() as outer:
             for chunk in stored(inner.passed(_tar(self._entries))):

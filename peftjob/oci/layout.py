@@ -9,7 +9,7 @@ import fcntl
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -78,7 +78,7 @@ class Layout:
             if f"sha256:{copied.hexdigest()}" != blob.digest:
                 raise RegistryError("a file changed while it was pushed; push again")
 
-    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+    def put_unnamed(self, chunks: Generator[bytes], digest: Callable[[], str]) -> bool:
         """Never: the name comes first here, and reading twice costs little. See Store."""
         return False
 

@@ -6,7 +6,7 @@ read is checked, and the tag moves last.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import BinaryIO
 from urllib.parse import quote, urljoin
 
@@ -91,7 +91,7 @@ class Registry:
         """Upload in one streamed request, or in chunks. See Store."""
         Upload(self._connection, blob, source).run()
 
-    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+    def put_unnamed(self, chunks: Generator[bytes], digest: Callable[[], str]) -> bool:
         """Digest while sending. See Store."""
         return send_unnamed(self._connection, chunks, digest)
 

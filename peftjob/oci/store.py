@@ -1,6 +1,6 @@
 """What the two places of images, a registry and a layout folder, have in common."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import BinaryIO, Protocol
 
 from peftjob.oci.manifest import Descriptor
@@ -32,7 +32,7 @@ class Store(Protocol):
     def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
         """Store the file `source`, from its beginning; the blob is either whole or not there."""
 
-    def put_unnamed(self, chunks: Iterator[bytes], digest: Callable[[], str]) -> bool:
+    def put_unnamed(self, chunks: Generator[bytes], digest: Callable[[], str]) -> bool:
         """Store a blob whose digest is known when its chunks have been read; whether it did.
 
         Where it did not, nothing has happened, and the blob has to be put.

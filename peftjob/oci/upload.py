@@ -8,7 +8,8 @@ lost is begun anew.
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 from urllib.parse import quote, urlsplit
@@ -135,7 +136,7 @@ class Upload:
 
 
 def send_unnamed(
-    connection: Connection, chunks: Iterator[bytes], digest: Callable[[], str]
+    connection: Connection, chunks: Generator[bytes], digest: Callable[[], str]
 ) -> bool:
     """Send a blob whose digest is known when its chunks have been read; whether that went well.
 
@@ -148,9 +149,13 @@ def send_unnamed(
             if response.status_code != 202:
                 return False
             place = connection.next_url(response, what)
-        with connection.send(
-            "PATCH", place, what=what, headers=_OCTETS, body=ahead(chunks)
-        ) as response:
+        # Closed here and by nobody else: threads read ahead and digest, and the garbage collector,
+        # which may come while a lock is held that they want, would wait for them for ever.
+        with (
+            closing(chunks),
+            closing(ahead(chunks)) as body,
+            connection.send("PATCH", place, what=what, headers=_OCTETS, body=body) as response,
+        ):
             if response.status_code != 202:
                 return False
             place = connection.next_url(response, what)

@@ -9,17 +9,21 @@ ours, because those of the SDK can't be imported without vLLM.
     sources     where the base model is; adapter SOURCE → folder, digest, fingerprint
     listener    the socket
     engine      the Protocol of an engine, and the values that pass through it
+    engines     which one serves, and its start
     transformers_engine    the engine on transformers: its thread and its queue
         running_batch    the rows that are generated together
         base_model, adapter_files    folders → a model, and checked LoRA weights
         lora        many adapters in one batch
         kv_batch    keys and values of rows that join and leave
         row, sampling, detokenizer    one request: its tokens, their choice, their text
+    vllm_engine    the engine on vLLM, where it is installed
+        vllm_calls    what vLLM is called with and answers; they alone import it
+        vllm_mixes    adapters, strengths and blends → one LoRA adapter, for vLLM
     tokenizer   text and messages → tokens
     catalogue   names → the base model and adapters, at any moment
     loading, watching    adapters come, change and go while requests run
     keys, gate  who may ask, how much, and who may change adapters
-    metrics     what Prometheus is told
+    metrics, process    what Prometheus is told, what the log says of memory
     schemas, prompts, blends    the OpenAI protocol's requests → the engine's
     streams, answers, tool_calls    the engine's chunks → the OpenAI protocol's answers
     routing, errors    what all routes share

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kserve_runtime.args import Settings, parse_args
+from kserve_runtime.engines import check_engine, start_engine
 from kserve_runtime.keys import KeyFile, Limits
 from kserve_runtime.listener import bind, is_loopback
 from kserve_runtime.sources import check_base_model, fingerprint
@@ -21,8 +22,8 @@ from peftjob.errors import PeftJobError, UsageError, exit_with, run_main
 
 if TYPE_CHECKING:
     from kserve_runtime.catalogue import Catalogue
+    from kserve_runtime.engine import Engine
     from kserve_runtime.tokenizer import PromptTokenizer
-    from kserve_runtime.transformers_engine import TransformersEngine
 
 log = logging.getLogger("kserve_runtime")
 
@@ -39,6 +40,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 
 def _run(settings: Settings) -> None:
+    check_engine(settings.engine)
     with ExitStack() as stack:
         limits = Limits(concurrent=settings.key_concurrent, per_minute=settings.key_per_minute)
         keys = KeyFile(settings.api_keys, limits) if settings.api_keys else None
@@ -106,38 +108,22 @@ def _run(settings: Settings) -> None:
         serve(listener, engine, catalogue, routes, gate=gate, drain_s=settings.drain_s)
 
 
-def _load_base(settings: Settings) -> "tuple[TransformersEngine, PromptTokenizer, Catalogue]":
+def _load_base(settings: Settings) -> "tuple[Engine, PromptTokenizer, Catalogue]":
     from transformers.utils import logging as transformers_logging
 
-    from kserve_runtime.base_model import load_base_model
     from kserve_runtime.catalogue import Catalogue, Model
     from kserve_runtime.tokenizer import PromptTokenizer
-    from kserve_runtime.transformers_engine import TransformersEngine
 
     transformers_logging.disable_progress_bar()
     begin = time.monotonic()
     tokenizer = PromptTokenizer(settings.model_dir)
-    base = load_base_model(settings.model_dir, dtype=settings.dtype)
-    base.check_vocabulary(tokenizer.vocab_size)
-    engine = TransformersEngine(
-        base,
-        tokenizer.decode,
-        batch_rows=settings.batch_rows,
-        queue_rows=settings.queue_rows,
-        adapter_slots=settings.max_adapters_loaded,
-    )
-    try:
-        engine.warm_up()
-    except BaseException:
-        engine.close()
-        raise
+    engine, how = start_engine(settings, tokenizer)
     log.info(
-        "base model %s loaded in %.1f s: %s on %s, context of %d tokens",
+        "base model %s loaded in %.1f s: %s, context of %d tokens",
         settings.model_name,
         time.monotonic() - begin,
-        str(base.module.dtype).removeprefix("torch."),
-        base.device,
-        base.context_tokens,
+        how,
+        engine.capacity.context_tokens,
     )
     name = settings.model_name
     model = Model(name=name, template=tokenizer.template, root=name, created=int(time.time()))

@@ -164,6 +164,16 @@ def projection_size(module: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def trained_on(folder: Path) -> str:
+    """The base model that an adapter which was read without an error says it was trained on.
+
+    It may be the same model under another name, a copy on the hub say: this is for people to look
+    at. What doesn't fit is told by the shapes.
+    """
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path") or "")
+
+
 def _read_config(name: str, folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     try:

@@ -209,6 +209,7 @@ def adapter_card(model: Model, *, watched: bool) -> Json:
         "created": model.created,
         "source": model.root,
         "digest": model.digest,
+        "base_model": model.trained_on,
         "strength": model.strength,
         "watch": watched,
         "rank": model.adapter.rank,

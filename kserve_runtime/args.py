@@ -9,8 +9,10 @@ from typing import Literal, NoReturn, get_args
 from kserve_runtime.sources import AdapterSource, check_name, check_strength
 from peftjob.contract import MOUNTED_MODEL_DIR
 from peftjob.errors import UsageError
+from peftjob.oci.compatibility import VLLM_RANKS
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+EngineName = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,7 +40,7 @@ class Settings:
     max_prompt_tokens: int | None = None
     """None is what the context holds."""
     deadline_s: float = 600.0
-    batch_rows: int = 16
+    batch_rows: int = 64
     queue_rows: int = 256
     api_keys: Path | None = None
     admin_keys: Path | None = None
@@ -47,6 +49,13 @@ class Settings:
     open_metrics: bool = False
     drain_s: int = 25
     dtype: Dtype = "auto"
+    in_4bit: bool = False
+    engine: EngineName = "auto"
+    max_lora_rank: int = 64
+    """Of an adapter or a blend in vLLM; the engine on transformers knows no limit."""
+    kv_bytes: int | None = None
+    """None takes what the device has free."""
+    prefix_bytes: int = 256_000_000
     debug: bool = False
 
 
@@ -105,6 +114,11 @@ def parse_args(argv: Sequence[str]) -> Settings:
         open_metrics=args.open_metrics,
         drain_s=args.drain_timeout_s,
         dtype=args.dtype,
+        in_4bit=args.load_in_4bit,
+        engine=args.engine,
+        max_lora_rank=args.max_lora_rank,
+        kv_bytes=None if args.kv_cache_mb is None else args.kv_cache_mb * 1_000_000,
+        prefix_bytes=args.prefix_cache_mb * 1_000_000,
         debug=args.debug,
     )
 
@@ -238,7 +252,7 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max_batch_rows",
         type=_between(1, 1024),
-        default=16,
+        default=64,
         help="requests that run at once; more wait",
     )
     parser.add_argument(
@@ -252,7 +266,45 @@ def _make_parser() -> argparse.ArgumentParser:
         "--dtype",
         choices=get_args(Dtype),
         default="auto",
-        help="of the base weights; auto is bfloat16 on a GPU that has it, else float32",
+        help="of the base weights; auto is bfloat16 on a GPU that has it, on a CPU that has it too "
+        "if the model is stored in 16 bits, else float32",
+    )
+    parser.add_argument(
+        "--load_in_4bit",
+        action="store_true",
+        help="quantise the base model's projections as QLoRA does, to a quarter of the memory; for "
+        "adapters that were trained so",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=get_args(EngineName),
+        default="auto",
+        help="what generates; auto is vllm where it is installed and there is a GPU, else "
+        "transformers",
+    )
+    parser.add_argument(
+        "--max_lora_rank",
+        type=int,
+        choices=VLLM_RANKS,
+        default=64,
+        help="rank that an adapter or a blend may have with the engine vllm, whose memory and "
+        "time grow with it; ranks of a blend add up",
+    )
+    parser.add_argument(
+        "--kv_cache_mb",
+        type=_between(1, 100_000_000),
+        default=None,
+        metavar="MB",
+        help="memory for the keys and values of what runs, with the engine transformers; requests "
+        "wait for their part; by default half of what is free when the model is loaded",
+    )
+    parser.add_argument(
+        "--prefix_cache_mb",
+        type=_between(0, 100_000_000),
+        default=256,
+        metavar="MB",
+        help="memory for keys and values of requests that ended, with the engine transformers: a "
+        "prompt that begins like one of them is not read anew; 0 keeps none",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks and access logs")
     return parser

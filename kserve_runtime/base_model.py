@@ -6,15 +6,24 @@ Loaded once, from safetensors only, without code of its own, and never changed a
 # ruff: noqa: N803  (names of tensors end with their shape)
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BitsAndBytesConfig,
+    DynamicCache,
+    GenerationConfig,
+)
 
+from kserve_runtime.adapter_files import projection_size
 from kserve_runtime.args import Dtype
+from kserve_runtime.packed import pack_projections
 from peftjob.errors import ModelError
 
 BATCHABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
@@ -77,18 +86,71 @@ class BaseModel:
         logits: torch.Tensor = self.module(**inputs).logits
         return (logits if all_logits else logits[:, -1]).float()
 
+    def measure_kv_bytes(self) -> int:
+        """Bytes that the keys and values of a token take."""
+        cache = DynamicCache()
+        self._read_two(cache)
+        layers = [layer for layer in cache.layers if layer.is_initialized]
+        return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)) // 2
 
-def load_base_model(folder: Path, *, dtype: Dtype) -> BaseModel:
+    def find_same_inputs(self) -> list[tuple[str, ...]]:
+        """Paths of the projections that take the same input, in the order of their use."""
+        taken: dict[str, torch.Tensor] = {}
+
+        def watch(path: str) -> Callable[..., None]:
+            def note(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+                if args:
+                    taken[path] = args[0]
+
+            return note
+
+        hooks = [
+            module.register_forward_pre_hook(watch(path))
+            for path, module in self.module.named_modules()
+            if projection_size(module)
+        ]
+        try:
+            self._read_two(DynamicCache())
+        finally:
+            for hook in hooks:
+                hook.remove()
+        groups: dict[int, list[str]] = {}
+        for path, x in taken.items():
+            groups.setdefault(id(x), []).append(path)
+        return [tuple(paths) for paths in groups.values() if len(paths) > 1]
+
+    def _read_two(self, cache: DynamicCache) -> None:
+        """The shortest prompt that is one to every model."""
+        self.forward(
+            torch.zeros(1, 2, dtype=torch.long, device=self.device),
+            positions_BT=torch.arange(2, device=self.device).unsqueeze(0),
+            attention_mask=torch.ones(1, 2, dtype=torch.long, device=self.device),
+            cache=cache,
+        )
+
+
+def load_base_model(folder: Path, *, dtype: Dtype, in_4bit: bool = False) -> BaseModel:
     """Load the model in `folder`, on a GPU where there is one.
+
+    Args:
+        folder: in the Hugging Face format; quantised as it is stored, if it is.
+        dtype: of the weights, or of what is computed with quantised ones.
+        in_4bit: quantise the projections as QLoRA does (Dettmers et al. 2023): NF4, doubly
+            quantised. An adapter that was trained so fits such a base model best.
 
     Raises:
         ModelError: no causal LM in safetensors there, or one that can't be served in batches.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        torch_dtype = _torch_dtype(dtype, device, config.dtype)
         module = AutoModelForCausalLM.from_pretrained(
             folder,
-            dtype=_torch_dtype(dtype, device),
+            config=config,
+            dtype=torch_dtype,
+            device_map={"": device},
+            quantization_config=_make_nf4(torch_dtype) if in_4bit else None,
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=False,
@@ -102,7 +164,41 @@ def load_base_model(folder: Path, *, dtype: Dtype) -> BaseModel:
             f"{type(module).__name__} in {folder} keeps a state beside keys and values, which this "
             "runtime can't batch; serve a model with attention only"
         )
-    module.to(device).eval().requires_grad_(False)
+    module.eval().requires_grad_(False)
+    if device.type == "cpu":
+        pack_projections(module)
+    return _describe(module, device)
+
+
+def _make_nf4(dtype: torch.dtype) -> Any:
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def load_outline(folder: Path) -> BaseModel:
+    """The model in `folder` without its weights, for an engine that has them elsewhere.
+
+    Raises:
+        ModelError: no causal LM there.
+    """
+    device = torch.device("meta")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with device:
+            module = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        if (folder / "generation_config.json").is_file():
+            module.generation_config = GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as err:
+        reason = " ".join(str(err).split())[:500]
+        raise ModelError(f"can't read the base model in {folder}: {reason}") from err
+    return _describe(module, device)
+
+
+def _describe(module: Any, device: torch.device) -> BaseModel:
     generation = module.generation_config
     return BaseModel(
         module=module,
@@ -114,11 +210,21 @@ def load_base_model(folder: Path, *, dtype: Dtype) -> BaseModel:
     )
 
 
-def _torch_dtype(dtype: Dtype, device: torch.device) -> torch.dtype:
+def _torch_dtype(dtype: Dtype, device: torch.device, stored: torch.dtype | None) -> torch.dtype:
+    """`auto` is bfloat16 where the device computes with it and the model isn't stored finer."""
     if dtype == "auto":
-        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        if device.type == "cuda":
+            bf16 = torch.cuda.is_bf16_supported()
+        else:
+            bf16 = stored in (torch.bfloat16, torch.float16) and _processor_has_bf16()
         return torch.bfloat16 if bf16 else torch.float32
     return torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
+
+def _processor_has_bf16() -> bool:
+    """Whether it multiplies bfloat16, rather than converting it for each multiplication."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def _context_tokens(config: Any) -> int:

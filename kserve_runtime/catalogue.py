@@ -24,6 +24,8 @@ class Model:
     strength: float = 1.0
     """Of the adapter, where a request names none."""
     digest: str = ""
+    trained_on: str = ""
+    """The base model that the adapter names as its own."""
     card: str = ""
     """The README that came with it: Markdown."""
 

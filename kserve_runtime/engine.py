@@ -3,7 +3,7 @@
 The routes know this Protocol and nothing of what stands behind it. May import peftjob.errors.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -138,6 +138,8 @@ class Usage:
     in_slots: Sequence[LoadedAdapter]
     page_ins: int
     """How often an adapter was brought into a slot, from the beginning."""
+    prefix_tokens: int = 0
+    """Tokens of prompts that were known from requests before, from the beginning."""
 
 
 class Engine(Protocol):
@@ -145,6 +147,14 @@ class Engine(Protocol):
 
     @property
     def capacity(self) -> Capacity: ...
+
+    def warm_up(self) -> None:
+        """Compute a first token, so that no user's request pays for it.
+
+        Raises:
+            ModelError: the model can't be run.
+        """
+        ...
 
     def adapters(self) -> Sequence[LoadedAdapter]:
         """The loaded adapters, in the order in which they were loaded."""
@@ -166,10 +176,11 @@ class Engine(Protocol):
 
     def usage(self) -> Usage: ...
 
-    def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         """Answer a request. Closing the iterator frees its place in the batch or the queue.
 
         Raises:
+            UsageError: this engine can't blend so many ranks, or take so long a prompt.
             EngineBusyError: the queue is full.
             EngineFailedError: the engine failed.
         """

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
+from kserve_runtime.adapter_files import trained_on
 from kserve_runtime.catalogue import Catalogue, Model
 from kserve_runtime.engine import Engine
 from kserve_runtime.metrics import Metrics
@@ -142,6 +143,7 @@ class AdapterLoader:
             adapter=self._engine.load_adapter(wanted.name, folder),
             strength=wanted.strength,
             digest=fetched.digest,
+            trained_on=trained_on(folder),
             card=_read_card(folder),
         )
 

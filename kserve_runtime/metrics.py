@@ -9,13 +9,13 @@ import time
 from collections import Counter as Tally
 from collections.abc import AsyncGenerator, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from kserve_runtime.engine import Chunk, Engine, EngineBusyError, Mix
-from kserve_runtime.streams import DeadlineError
+from kserve_runtime.streams import ClientGoneError, DeadlineError
 
 BLEND = "(blend)"
 """The label of requests that mix several adapters: combinations would be labels without end."""
@@ -31,6 +31,7 @@ class Metrics:
         """`base`: name of the base model, the label of requests without an adapter."""
         self._base = base
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)  # memory, processor time, open files
 
         def histogram(name: str, what: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
             name = f"peftjob_{name}"
@@ -115,7 +116,7 @@ class Metrics:
         except DeadlineError:
             outcome = "late"
             raise
-        except (asyncio.CancelledError, GeneratorExit):
+        except (ClientGoneError, asyncio.CancelledError, GeneratorExit):
             outcome = "cancelled"
             raise
         finally:
@@ -159,6 +160,9 @@ class _EngineCollector:
             yield GaugeMetricFamily(f"peftjob_{name}", what, value=value)
         yield CounterMetricFamily(
             "peftjob_adapter_page_ins", "Adapters brought into a slot", value=usage.page_ins
+        )
+        yield CounterMetricFamily(
+            "peftjob_prefix_tokens", "Tokens of prompts not read anew", value=usage.prefix_tokens
         )
 
 

@@ -23,7 +23,7 @@ from kserve_runtime.answers import (
 )
 from kserve_runtime.blends import Voice, resolve
 from kserve_runtime.catalogue import Catalogue, Model
-from kserve_runtime.engine import Chunk, Engine, EngineFailedError
+from kserve_runtime.engine import Chunk, Engine
 from kserve_runtime.engine import Request as EngineRequest
 from kserve_runtime.metrics import Metrics
 from kserve_runtime.prompts import PromptReader
@@ -31,10 +31,8 @@ from kserve_runtime.routing import PREFIXES, guarded_route, read_body, to_api_er
 from kserve_runtime.schemas import ChatCompletionRequest, CompletionRequest
 from kserve_runtime.streams import (
     ClientGoneError,
-    DeadlineError,
     merge,
-    until_deadline,
-    while_connected,
+    while_wanted,
 )
 from kserve_runtime.tokenizer import PromptTokenizer
 from kserve_runtime.tool_calls import ToolCallReader
@@ -91,7 +89,7 @@ class OpenAIRoutes:
         voice = self._resolve(body)
         requests = self._prompts.from_chat(body, voice)
         prompt_tokens = len(requests[0].prompt)
-        stream = self._answer(requests, voice, prompt_tokens)
+        stream = self._answer(http, requests, voice, prompt_tokens)
         envelope = _envelope("chatcmpl", "chat.completion", body.model)
 
         tools = [ToolCallReader() if body.callable_tools else None for _ in requests]
@@ -108,7 +106,7 @@ class OpenAIRoutes:
             return chat_delta(index, shown, scores, chunk.finish_reason, tools[index])
 
         if not body.stream:
-            return await _answer_whole(http, envelope, stream, len(requests), prompt_tokens, choice)
+            return await _answer_whole(envelope, stream, len(requests), prompt_tokens, choice)
         opening = [
             chat_delta(index, {"role": "assistant", "content": ""})
             for index in range(len(requests))
@@ -124,7 +122,7 @@ class OpenAIRoutes:
         voice = self._resolve(body)
         prompts, requests = self._prompts.from_completion(body, voice)
         prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
-        stream = self._answer(requests, voice, prompt_tokens)
+        stream = self._answer(http, requests, voice, prompt_tokens)
         envelope = _envelope("cmpl", "text_completion", body.model)
 
         def choice(index: int, answer: Answer) -> Json:
@@ -146,7 +144,7 @@ class OpenAIRoutes:
             return completion_choice(index, chunk.text, scores, chunk.finish_reason)
 
         if not body.stream:
-            return await _answer_whole(http, envelope, stream, len(requests), prompt_tokens, choice)
+            return await _answer_whole(envelope, stream, len(requests), prompt_tokens, choice)
         with_usage = bool(body.stream_options and body.stream_options.include_usage)
         return await _answer_streaming(
             http, envelope, stream, delta, [], prompt_tokens if with_usage else None
@@ -157,11 +155,11 @@ class OpenAIRoutes:
         return resolve(body.model, body.adapters, self._catalogue, slots=slots)
 
     def _answer(
-        self, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int
+        self, http: Request, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int
     ) -> AsyncGenerator[tuple[int, Chunk]]:
-        """The chunks of all answers, within the deadline, and measured."""
+        """The chunks of all answers, while the client is there and in time, and measured."""
         stream = merge([self._engine.generate(request) for request in requests])
-        stream = until_deadline(stream, self._deadline_s)
+        stream = while_wanted(http, stream, self._deadline_s)
         return self._metrics.measured(stream, voice.mix, prompt_tokens=prompt_tokens)
 
     def _card(self, model: Model) -> Json:
@@ -173,7 +171,6 @@ class OpenAIRoutes:
 
 
 async def _answer_whole(
-    http: Request,
     envelope: Envelope,
     stream: AsyncGenerator[tuple[int, Chunk]],
     count: int,
@@ -181,7 +178,7 @@ async def _answer_whole(
     choice: Callable[[int, Answer], Json],
 ) -> Response:
     answers = [Answer() for _ in range(count)]
-    async for index, chunk in while_connected(http, stream):
+    async for index, chunk in stream:
         answers[index].add(chunk)
     new_tokens = sum(answer.new_tokens for answer in answers)
     choices = [choice(index, answer) for index, answer in enumerate(answers)]
@@ -198,8 +195,7 @@ async def _answer_streaming(
 ) -> Response:
     """Server-sent events. The first chunk is awaited before the status goes out, so that a full
     queue or a failing prompt is an HTTP error and no broken stream."""
-    chunks = while_connected(http, stream)
-    first = await anext(chunks)
+    first = await anext(stream)
 
     async def events() -> AsyncIterator[bytes]:
         new_tokens = 0
@@ -214,7 +210,7 @@ async def _answer_streaming(
                 if chunk.text or chunk.tokens or chunk.finish_reason:
                     yield _event(envelope.wrap([delta(index, chunk)], **more))
                 try:
-                    index, chunk = await anext(chunks)
+                    index, chunk = await anext(stream)
                 except StopAsyncIteration:
                     break
             if usage_of_prompt is not None:
@@ -222,12 +218,11 @@ async def _answer_streaming(
             yield b"data: [DONE]\n\n"
         except ClientGoneError:
             return
-        except (EngineFailedError, DeadlineError) as err:
-            error = to_api_error(err)
-            if error is not None:
-                yield _event(error.body)
+        # The status is out: whatever goes wrong now is told as the stream's last event.
+        except Exception as err:
+            yield _event(to_api_error(err, http).body)
         finally:
-            await chunks.aclose()
+            await stream.aclose()
 
     return StreamingResponse(
         events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kserve_runtime.engine import EngineBusyError, EngineFailedError
@@ -41,11 +42,9 @@ def guarded_route(metrics: Metrics) -> type[APIRoute]:
                     return await handle(request)
                 except (ClientGoneError, ClientDisconnect):
                     return Response(status_code=CLIENT_GONE)
+                # Whatever it is: a client that is told nothing of it tries again and again.
                 except Exception as err:
-                    error = to_api_error(err)
-                    if error is None:
-                        log.exception("%s %s failed", request.method, request.url.path)
-                        error = failed(f"{type(err).__name__} in the server; see its log")
+                    error = to_api_error(err, request)
                     metrics.refused_request(error.status)
                     return error.to_response()
 
@@ -54,8 +53,19 @@ def guarded_route(metrics: Metrics) -> type[APIRoute]:
     return GuardedRoute
 
 
-def to_api_error(err: Exception) -> ApiError | None:
-    """What a client is told of `err`; None of what nobody has foreseen."""
+async def unknown_route(request: Request, err: Exception) -> Response:
+    """What there is no route for, as OpenAI's clients expect it."""
+    if not isinstance(err, HTTPException):
+        raise err
+    message = f"{request.method} {request.url.path[:200]}: {err.detail}"
+    return ApiError(
+        err.status_code, message, code="unknown_route", headers=err.headers
+    ).to_response()
+
+
+def to_api_error(err: Exception, request: Request) -> ApiError:
+    """What a client is told of `err`. What nobody has foreseen goes to the log, with its
+    traceback."""
     match err:
         case ApiError():
             return err
@@ -67,7 +77,8 @@ def to_api_error(err: Exception) -> ApiError | None:
             return late(str(err))
         case PeftJobError():
             return refused(err)
-    return None
+    log.error("%s %s failed", request.method, request.url.path, exc_info=err)
+    return failed(f"{type(err).__name__} in the server; see its log")
 
 
 async def read_body(http: Request, schema: type[Body], *, empty: bytes = b"") -> Body:

@@ -38,6 +38,7 @@ class Row:
         """From then until the engine's thread took it."""
         self.generator = make_generator(request.sampling.seed)
         self.last_token = -1
+        self._answer: list[int] = []
         self.finished = False
         self.cancelled = False
         """Set from any thread when nobody waits for the answer any more."""
@@ -46,7 +47,6 @@ class Row:
         self._text = Detokenizer(decode, context)
         self._stops = StopTexts(request.sampling.stop)
         self._deliver = deliver
-        self._count = 0
 
     @property
     def adapters(self) -> list[AdapterFiles]:
@@ -55,7 +55,17 @@ class Row:
     @property
     def tokens(self) -> int:
         """Of the prompt and the answer so far."""
-        return len(self.request.prompt) + self._count
+        return len(self.request.prompt) + len(self._answer)
+
+    @property
+    def most_tokens(self) -> int:
+        """Of the prompt and the whole answer, if nothing ends it before."""
+        return len(self.request.prompt) + self.request.sampling.max_tokens
+
+    @property
+    def read(self) -> list[int]:
+        """The tokens that keys and values are there for: all but the last."""
+        return [*self.request.prompt, *self._answer[:-1]]
 
     def begin(self) -> None:
         """Note that the engine's thread has taken the request."""
@@ -68,7 +78,7 @@ class Row:
     def take(self, token: int, scored: ScoredToken | None, *, room: int) -> None:
         """Take the next token; `room` is what the context has beside the prompt."""
         self.last_token = token
-        self._count += 1
+        self._answer.append(token)
         if token in self._ends:
             self.end("stop", new_tokens=1)
             return
@@ -76,7 +86,7 @@ class Row:
         tokens = () if scored is None else (scored,)
         if self._stops.found:
             self._finish(Chunk(text=text, new_tokens=1, tokens=tokens, finish_reason="stop"))
-        elif self._count >= min(self.request.sampling.max_tokens, room):
+        elif len(self._answer) >= min(self.request.sampling.max_tokens, room):
             self.end("length", text=text, new_tokens=1, tokens=tokens)
         else:
             self._deliver(Chunk(text=text, new_tokens=1, tokens=tokens))

@@ -17,6 +17,7 @@ from kserve_runtime.base_model import BaseModel
 from kserve_runtime.engine import ScoredToken
 from kserve_runtime.kv_batch import KVBatch
 from kserve_runtime.lora import LoraMixer
+from kserve_runtime.prefixes import Prefixes
 from kserve_runtime.row import Row
 from kserve_runtime.sampling import choose, score
 
@@ -28,9 +29,12 @@ class RunningBatch:
     """Rows, their keys and values, and the adapters in the slots. For one thread; `rows` and
     `kv_tokens` may be read from others."""
 
-    def __init__(self, base: BaseModel, *, slots: int) -> None:
+    def __init__(self, base: BaseModel, *, slots: int, prefix_bytes: int) -> None:
         self.rows: list[Row] = []
-        self.mixer = LoraMixer(base.module, base.device, slots=slots)
+        self.prefixes = Prefixes(prefix_bytes)
+        self.mixer = LoraMixer(
+            base.module, base.device, slots=slots, same_input=base.find_same_inputs()
+        )
         self._base = base
         self._kv: KVBatch | None = None
 
@@ -49,10 +53,11 @@ class RunningBatch:
         read = self._prefill(row)
         if row.finished:
             return
+        length = len(row.request.prompt)
         if self._kv is None:
-            self._kv = read
+            self._kv = KVBatch(read, length)
         else:
-            self._kv.join(read)
+            self._kv.join(read, length)
         self.rows.append(row)
 
     def step(self) -> None:
@@ -61,6 +66,7 @@ class RunningBatch:
         if self._kv is None:
             return
         device = self._base.device
+        self._kv.make_room()
         self.mixer.select([row.mix for row in self.rows])
         logits_BV = self._base.forward(
             torch.tensor([[row.last_token] for row in self.rows], device=device),
@@ -80,7 +86,9 @@ class RunningBatch:
 
     def retain(self, adapters: Collection[AdapterFiles]) -> None:
         """Take all adapters out of the slots but these and those in use."""
-        self.mixer.retain(self._in_use().union(adapters))
+        used = self._in_use().union(adapters)
+        self.mixer.retain(used)
+        self.prefixes.retain(used)
 
     def fail(self, reason: str) -> None:
         """End all rows with an error."""
@@ -91,17 +99,19 @@ class RunningBatch:
     def _in_use(self) -> set[AdapterFiles]:
         return {adapter for row in self.rows for adapter in row.adapters}
 
-    def _prefill(self, row: Row) -> KVBatch:
+    def _prefill(self, row: Row) -> DynamicCache:
         """Read a prompt, give the row its first token, and return its keys and values."""
         request = row.request
         prompt = list(request.prompt)
         wanted = request.sampling.logprobs
-        cache = DynamicCache()
+        # A score is wanted of every token: all of them are read.
+        fresh = request.prompt_logprobs
+        cache = DynamicCache() if fresh else self.prefixes.begin(row.mix, prompt)
         scores: list[ScoredToken] = []
         logits_BV = torch.empty(0)
         self.mixer.bring_in(row.adapters, self._in_use())
         self.mixer.select([row.mix])
-        for begin in range(0, len(prompt), PREFILL_TOKENS):
+        for begin in range(cache.get_seq_length(), len(prompt), PREFILL_TOKENS):
             ids = prompt[begin : begin + PREFILL_TOKENS]
             end = begin + len(ids)
             logits = self._forward(ids, begin, cache, all_logits=request.prompt_logprobs)
@@ -116,7 +126,8 @@ class RunningBatch:
             row.end("length")
         else:
             self._advance([row], logits_BV)
-        return KVBatch(cache, [len(prompt)])
+        self.prefixes.keep(row.mix, prompt, [(layer.keys, layer.values) for layer in cache.layers])
+        return cache
 
     def _forward(
         self, ids: list[int], begin: int, cache: DynamicCache, *, all_logits: bool = False
@@ -142,11 +153,13 @@ class RunningBatch:
             row.take(token, scored, room=room)
 
     def _drop_ended(self) -> None:
-        keep = [at for at, row in enumerate(self.rows) if not (row.finished or row.cancelled)]
-        if len(keep) == len(self.rows):
+        gone = [at for at, row in enumerate(self.rows) if row.finished or row.cancelled]
+        if self._kv is None or not gone:
             return
-        self.rows = [self.rows[at] for at in keep]
-        if keep and self._kv is not None:
-            self._kv.keep(keep)
-        else:
-            self._kv = None
+        for at in gone:
+            self.prefixes.keep(self.rows[at].mix, self.rows[at].read, self._kv.copy(at))
+        if len(gone) == len(self.rows):
+            self.rows, self._kv = [], None
+            return
+        order = self._kv.drop(gone)
+        self.rows = [self.rows[at] for at in order]

@@ -8,7 +8,8 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from types import FrameType
+from typing import Any, NoReturn, Protocol
 
 from fastapi import FastAPI
 from kserve.errors import InvalidInput, ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady
@@ -18,10 +19,13 @@ from kserve.model_server import app
 from kserve.protocol.dataplane import DataPlane
 from kserve.protocol.model_repository_extension import ModelRepositoryExtension
 from kserve.protocol.rest.server import RESTServer
+from starlette.exceptions import HTTPException
 
 from kserve_runtime.catalogue import Catalogue
 from kserve_runtime.engine import Engine
 from kserve_runtime.listener import url_of
+from kserve_runtime.process import age_s, resident_bytes
+from kserve_runtime.routing import unknown_route
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +33,6 @@ BACKLOG = 2048
 """Connections that the kernel holds for us, as uvicorn has it."""
 
 APP = "kserve.model_server:app"
-
 
 EXPECTED = (InvalidInput, ModelNotFound, ModelNotReady, ServerNotLive, ServerNotReady)
 
@@ -71,7 +74,7 @@ class CatalogueRepository(ModelRepository):  # type: ignore[misc]
 
 
 class HonestDataPlane(DataPlane):  # type: ignore[misc]
-    """Live and ready while the engine is."""
+    """Live and ready while the engine is; its models take text and no tensors."""
 
     async def live(self) -> dict[str, str]:
         return {"status": "alive" if await self.ready() else "engine stopped"}
@@ -79,6 +82,23 @@ class HonestDataPlane(DataPlane):  # type: ignore[misc]
     async def ready(self) -> bool:
         models = self.model_registry.get_models()
         return bool(models) and all([await model.healthy() for model in models.values()])
+
+    async def model_metadata(self, model_name: str) -> dict[str, Any]:
+        await self.get_model(model_name)
+        return {"name": model_name, "platform": "peftjob", "inputs": [], "outputs": []}
+
+    async def infer(self, model_name: str, request: object, headers: object = None) -> NoReturn:
+        """
+        Raises:
+            ModelNotFound: there is no such model.
+            InvalidInput: there is.
+        """
+        await self.get_model(model_name)
+        raise InvalidInput(
+            f"{model_name} takes no tensors; ask it with POST /openai/v1/chat/completions"
+        )
+
+    explain = infer
 
 
 class ExpectedErrors(logging.Filter):
@@ -98,13 +118,14 @@ def serve(
     gate: Callable[..., Any],
     drain_s: int,
 ) -> None:
-    """Answer on `listener` until SIGTERM or SIGINT; then let running requests end, and return.
+    """Answer on `listener` until SIGTERM or SIGINT; then let running requests end, and exit.
 
     `gate` makes the ASGI middleware that every request has to pass.
     """
     repository = CatalogueRepository(catalogue, engine)
     for group in routes:
         group.add_to(app)
+    app.add_exception_handler(HTTPException, unknown_route)
     app.add_middleware(gate)
     rest = RESTServer(
         APP,
@@ -114,8 +135,18 @@ def serve(
         grace_period=drain_s,
     )
     logging.getLogger("kserve").addFilter(ExpectedErrors())
-    # uvicorn drains on a signal and then raises it again for whoever handled it before.
-    signal.signal(signal.SIGTERM, lambda number, frame: None)
+    # uvicorn lets requests end on a signal and then raises it again, for who handled it before.
+    signal.signal(signal.SIGTERM, _end)
     listener.listen(BACKLOG)
-    log.info("ready: %s", url_of(listener))
+    log.info(
+        "ready: %s after %.1f s, %d MB of memory",
+        url_of(listener),
+        age_s(),
+        resident_bytes() // 10**6,
+    )
     rest.run(sockets=[listener])
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM before uvicorn heeds it, or after the last request has ended."""
+    raise SystemExit(0)

@@ -1,7 +1,8 @@
 """Several answers as one stream, and a stream that ends with its client."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from typing import TypeVar
 
 from fastapi import Request
@@ -17,19 +18,24 @@ class DeadlineError(Exception):
     """The answer took longer than it may."""
 
 
-async def merge(sources: Sequence[AsyncIterator[Item]]) -> AsyncGenerator[tuple[int, Item]]:
+async def merge(sources: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[tuple[int, Item]]:
     """The items of all sources as they come, each with the number of its source.
 
     Closing the merged stream closes the sources; the first error ends it.
     """
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as only:
+            async for alone in only:
+                yield 0, alone
+        return
     queue: asyncio.Queue[tuple[int, Item] | Exception | None] = asyncio.Queue()
 
-    async def drain(index: int, source: AsyncIterator[Item]) -> None:
+    async def drain(index: int, source: AsyncGenerator[Item]) -> None:
         try:
             async for item in source:
                 queue.put_nowait((index, item))
             queue.put_nowait(None)
-        except Exception as err:
+        except Exception as err:  # all of them: raised again where the merged stream is read
             queue.put_nowait(err)
 
     tasks = [asyncio.create_task(drain(*pair)) for pair in enumerate(sources)]
@@ -49,59 +55,52 @@ async def merge(sources: Sequence[AsyncIterator[Item]]) -> AsyncGenerator[tuple[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def until_deadline(source: AsyncGenerator[Item], seconds: float) -> AsyncGenerator[Item]:
-    """The items of `source`, all within `seconds`.
-
-    Raises:
-        DeadlineError: it is not through by then; the source is closed.
-    """
-    deadline = asyncio.get_running_loop().time() + seconds
-    try:
-        while True:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    item = await anext(source)
-            except StopAsyncIteration:
-                return
-            except TimeoutError as err:
-                raise DeadlineError(
-                    f"the answer was not complete after {seconds:g} s; ask for fewer tokens"
-                ) from err
-            yield item
-    finally:
-        await source.aclose()
-
-
-async def while_connected(http: Request, source: AsyncGenerator[Item]) -> AsyncGenerator[Item]:
-    """The items of `source` until its end or until the client goes away.
+async def while_wanted(
+    http: Request, source: AsyncGenerator[Item], seconds: float
+) -> AsyncGenerator[Item]:
+    """The items of `source`, all within `seconds`, while the client is there.
 
     Call after the request's body was read.
 
     Raises:
+        DeadlineError: it is not through by then; the source is closed.
         ClientGoneError: the client went away before the end; the source is closed.
     """
+    loop = asyncio.get_running_loop()
+    error: Exception | None = None
+    step: asyncio.Timeout | None = None
+
+    def end(why: Exception) -> None:
+        nonlocal error
+        error = error or why
+        if step is not None:
+            step.reschedule(loop.time())
+
+    late = DeadlineError(f"the answer was not complete after {seconds:g} s; ask for fewer tokens")
+    deadline = loop.call_later(seconds, end, late)
     watch = asyncio.create_task(_wait_until_gone(http))
-    step = asyncio.create_task(_next(source))
+    watch.add_done_callback(lambda _: end(ClientGoneError()))
     try:
-        while True:
-            await asyncio.wait({step, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if not step.done():
-                raise ClientGoneError
+        while error is None:
             try:
-                item = step.result()
+                # One timer for all items: a token comes every few milliseconds.
+                async with asyncio.timeout(None) as step:
+                    item = await anext(source)
             except StopAsyncIteration:
                 return
-            step = asyncio.create_task(_next(source))
+            except TimeoutError as err:
+                if error is None:
+                    raise
+                raise error from err
+            finally:
+                step = None
             yield item
+        raise error
     finally:
-        for task in (watch, step):
-            task.cancel()
-        await asyncio.gather(watch, step, return_exceptions=True)
+        deadline.cancel()
+        watch.cancel()
+        await asyncio.gather(watch, return_exceptions=True)
         await source.aclose()
-
-
-async def _next(source: AsyncGenerator[Item]) -> Item:
-    return await anext(source)
 
 
 async def _wait_until_gone(http: Request) -> None:

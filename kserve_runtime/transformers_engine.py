@@ -10,7 +10,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -33,6 +33,11 @@ from peftjob.errors import ModelError
 
 log = logging.getLogger(__name__)
 
+Queue = asyncio.Queue[Chunk | Exception]
+
+ADMITTED_TOKENS = 1024
+"""Prompt tokens that are read between two steps: those who are being answered wait for them."""
+
 
 class TransformersEngine:
     """Engine (see engine.py) over a BaseModel."""
@@ -42,9 +47,11 @@ class TransformersEngine:
         base: BaseModel,
         decode: Decode,
         *,
-        batch_rows: int = 16,
+        batch_rows: int = 64,
         queue_rows: int = 256,
         adapter_slots: int = 8,
+        kv_bytes: int | None = None,
+        prefix_bytes: int = 0,
     ) -> None:
         """Start the engine's thread.
 
@@ -54,6 +61,9 @@ class TransformersEngine:
             batch_rows: requests that run at once.
             queue_rows: requests that may wait.
             adapter_slots: adapters that run at once; others come in when requests need them.
+            kv_bytes: most that the batch's keys and values may take; requests wait for their part.
+                None is no limit.
+            prefix_bytes: most that is kept of requests that ended, for those that begin like them.
         """
         self.capacity = Capacity(
             context_tokens=base.context_tokens,
@@ -64,8 +74,12 @@ class TransformersEngine:
         )
         self._base = base
         self._decode = decode
+        self._kv_tokens = None if kv_bytes is None else kv_bytes // base.measure_kv_bytes()
         self._loaded: tuple[AdapterFiles, ...] = ()
-        self._batch = RunningBatch(base, slots=adapter_slots)
+        self._batch = RunningBatch(base, slots=adapter_slots, prefix_bytes=prefix_bytes)
+        self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Chunk | Exception]]] = {}
+        """What the engine's thread has for each loop: waking one for every chunk costs as much as
+        a small model's step."""
         # Shared with callers, under the condition's lock.
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
@@ -110,6 +124,7 @@ class TransformersEngine:
             kv_tokens=self._batch.kv_tokens,
             in_slots=self._batch.mixer.residents,
             page_ins=self._batch.mixer.page_ins,
+            prefix_tokens=self._batch.prefixes.hit_tokens,
         )
 
     def warm_up(self) -> None:
@@ -123,14 +138,12 @@ class TransformersEngine:
         except Exception as err:  # a model's code may fail in any way
             raise ModelError(f"the base model can't be run: {err}") from err
 
-    async def generate(self, request: Request) -> AsyncIterator[Chunk]:
+    async def generate(self, request: Request) -> AsyncGenerator[Chunk]:
         loop = asyncio.get_running_loop()
-        queue: asyncio.Queue[Chunk | Exception] = asyncio.Queue()
+        queue: Queue = asyncio.Queue()
 
         def deliver(item: Chunk | Exception) -> None:
-            # A loop that is closed has nobody left who waits.
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(queue.put_nowait, item)
+            self._outbox.setdefault(loop, []).append((queue, item))
 
         row = Row(request, self._base.eos_token_ids, self._decode, deliver)
         self._submit(row)
@@ -202,6 +215,7 @@ class TransformersEngine:
             try:
                 self._admit()
                 self._batch.step()
+                self._deliver()
                 self._batch.retain(self._loaded)
             except Exception as err:
                 # Out of memory, a kernel that fails: those in the batch are told, others go on.
@@ -228,19 +242,22 @@ class TransformersEngine:
                 return True
 
     def _admit(self) -> None:
-        """Let waiting requests join, oldest first, while there is room."""
-        while len(self._batch.rows) < self.capacity.batch_rows:
+        """Let waiting requests join, oldest first, while there is room; not all of many at once."""
+        read = 0
+        while len(self._batch.rows) < self.capacity.batch_rows and read < ADMITTED_TOKENS:
             row = self._take_waiting()
             if row is None:
                 return
             if row.cancelled:
                 continue
             row.begin()
+            read += len(row.request.prompt)
             try:
                 self._batch.add(row)
             except Exception as err:
                 log.exception("a prompt of %d tokens failed", len(row.request.prompt))
                 row.fail(f"{type(err).__name__}: {err}")
+            self._deliver()
 
     def _take_waiting(self) -> Row | None:
         """The oldest request whose adapters find slots.
@@ -253,11 +270,23 @@ class TransformersEngine:
             for row in self._waiting:
                 if blocked and row.mix:
                     continue
+                if not self._has_memory_for(row):
+                    return None
                 if self._batch.has_room_for(row):
                     self._waiting.remove(row)
                     return row
                 blocked = True
         return None
+
+    def _has_memory_for(self, row: Row) -> bool:
+        """Whether the batch, padded to its longest row, has a place for it to the end.
+
+        One that is alone may always try.
+        """
+        rows = [*self._batch.rows, row]
+        context = self.capacity.context_tokens
+        longest = max(min(each.most_tokens, context) for each in rows)
+        return len(rows) == 1 or self._kv_tokens is None or len(rows) * longest <= self._kv_tokens
 
     def _fail_rows(self, reason: str) -> None:
         with self._changed:
@@ -267,3 +296,17 @@ class TransformersEngine:
         for row in waiting:
             row.fail(reason)
         self._batch.fail(reason)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        """Hand over what the rows have, all at once."""
+        for loop, items in self._outbox.items():
+            # A loop that is closed has nobody left who waits.
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(_put_all, items)
+        self._outbox = {}
+
+
+def _put_all(items: list[tuple[Queue, Chunk | Exception]]) -> None:
+    for queue, item in items:
+        queue.put_nowait(item)

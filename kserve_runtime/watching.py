@@ -48,7 +48,7 @@ class Watch:
         self._missing: set[str] = set()
         """Adapters whose folders were not there at the last look."""
         self._told: dict[str, str] = {}
-        """What was last logged of an adapter, so as not to say it at each look."""
+        """What was last logged of an adapter or the folder, so as not to say it at each look."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
@@ -64,7 +64,8 @@ class Watch:
 
     def look(self, *, settled: bool = False) -> None:
         """Look once. `settled`: take what there is, without waiting for a second look."""
-        wanted = self._folder_sources()
+        in_folder = self._folder_sources()
+        wanted = dict(in_folder or {})
         missing = set()
         for name in self._catalogue.names():
             source = self._loader.source(name)
@@ -72,11 +73,8 @@ class Watch:
                 continue
             if self._folder is None or source.source != _uri(self._folder / name):
                 wanted[name] = source
-            elif self._folder.is_dir():
+            elif in_folder is not None:
                 missing.add(name)
-            else:
-                # A volume that is away for a moment; all at once are not taken for gone.
-                self._tell_once(name, f"{self._folder} is not there; adapter {name} stays")
         for name in missing & self._missing:
             self._unload(name)
         self._missing = missing
@@ -86,18 +84,26 @@ class Watch:
             try:
                 self._follow(source, settled=settled)
                 self._told.pop(source.name, None)
-            except PeftJobError as err:
+            # A full disk, say: the trouble of one adapter is not that of the next.
+            except (PeftJobError, OSError) as err:
                 self._tell_once(source.name, f"adapter {source.name} can't be followed: {err}")
 
-    def _folder_sources(self) -> dict[str, AdapterSource]:
-        """The adapters in the folder, but for those whose names others have."""
+    def _folder_sources(self) -> dict[str, AdapterSource] | None:
+        """The adapters in the folder, but for those whose names others have; None where it can't
+        be read."""
         found: dict[str, AdapterSource] = {}
-        if self._folder is None or not self._folder.is_dir():
+        if self._folder is None:
             return found
-        for path in sorted(self._folder.iterdir()):
+        try:
+            paths = [p for p in sorted(self._folder.iterdir()) if (p / CONFIG_FILE).is_file()]
+        except OSError as err:
+            # A volume that is away for a moment: nothing in it is taken for gone.
+            message = f"{self._folder} can't be read, its adapters stay: {err.strerror}"
+            self._tell_once(str(self._folder), message)
+            return None
+        self._told.pop(str(self._folder), None)
+        for path in paths:
             name = path.name
-            if not (path / CONFIG_FILE).is_file():
-                continue
             known = self._loader.source(name)
             if self._catalogue.get(name) and (known is None or known.source != _uri(path)):
                 self._tell_once(name, f"{path} is left out: another model has its name")
@@ -139,6 +145,7 @@ class Watch:
         while not self._end.wait(self._interval_s):
             try:
                 self.look()
+            # A thread that ends would say nothing; the next look may go better.
             except Exception:
                 log.exception("looking for new versions of adapters failed")
 

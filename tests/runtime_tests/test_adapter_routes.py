@@ -67,6 +67,7 @@ def test_an_adapter_comes_from_an_image_whose_digest_is_told(
     card = load(http, "new", str(layout)).json()
 
     assert card["digest"] == pushed.digest
+    assert card["base_model"] == str(world.base)
     assert card["source"].endswith(f"@{pushed.digest}")
 
 

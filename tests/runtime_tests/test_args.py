@@ -1,10 +1,12 @@
 """The command line."""
 
+import re
 from pathlib import Path
 
 import pytest
 
 from kserve_runtime.args import Settings, parse_args
+from peftjob import inference
 from peftjob.errors import UsageError
 
 ADAPTER = ["--adapter", "a=oci://registry.example.com/team/a:v1"]
@@ -58,3 +60,17 @@ def test_what_makes_no_sense_is_refused_with_one_line(args: list[str], words: st
         parse(*args)
 
     assert "\n" not in str(caught.value)
+
+
+def test_a_service_scales_by_the_requests_that_a_server_runs_at_once() -> None:
+    assert parse().batch_rows == inference.BATCH_ROWS
+
+
+def test_the_options_that_the_document_names_are_there(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    document = (Path(__file__).parents[2] / "docs/serving.md").read_text()
+    with pytest.raises(SystemExit):
+        parse_args(["--help"])
+    there = set(re.findall(r"--[a-z]+(?:_[a-z]+)+", capsys.readouterr().out))
+    assert set(re.findall(r"--[a-z]+(?:_[a-z]+)+", document)) <= there

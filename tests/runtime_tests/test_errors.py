@@ -114,3 +114,21 @@ def test_a_huge_body_is_413(server: Any) -> None:
     status, _ = post(server, CHAT, " " * (16 * 2**20 + 1))
 
     assert status == 413
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/embeddings", 404),
+        ("GET", "/openai/v1/files", 404),
+        ("DELETE", "/v1/chat/completions", 405),
+    ],
+)
+def test_what_there_is_no_route_for_is_an_openai_error(
+    server: Any, method: str, path: str, status: int
+) -> None:
+    answer = httpx.request(method, server.url + path)
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["code"] == "unknown_route"
+    assert answer.json()["error"]["message"].startswith(f"{method} {path}: ")

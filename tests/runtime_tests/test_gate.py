@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -256,6 +257,17 @@ def test_refusals_and_blends_are_counted(world: Any, guarded: Any) -> None:
     assert counted['peftjob_refused_requests_total{status="404"}'] >= 1
     assert counted['peftjob_requests_total{adapter="(blend)",outcome="answered"}'] == 1
     assert counted['peftjob_adapter_loads_total{adapter="a",outcome="unloaded"}'] == 1
+
+
+def test_the_metrics_are_those_that_the_document_names(guarded: Any) -> None:
+    text = ask(guarded, USER, "GET", "/metrics").text
+    told = set(re.findall(r"^# HELP (peftjob_\w+)", text, re.MULTILINE))
+    document = Path(__file__).parents[2] / "docs/serving.md"
+
+    named = set(re.findall(r"peftjob_\w+", document.read_text()))
+
+    assert {name for name in told if not name.endswith("_created")} == named
+    assert "process_resident_memory_bytes" in text
 
 
 def metrics(server: Any) -> dict[str, float]:

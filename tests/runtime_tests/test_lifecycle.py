@@ -1,5 +1,6 @@
 """Start, readiness, refusals, disconnects and the end of the server's process."""
 
+import re
 import signal
 import socket
 import subprocess
@@ -11,6 +12,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
+from tests.until import until
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +52,7 @@ def test_a_log_line_each_for_model_adapters_and_readiness(server: Any) -> None:
     assert log.count("base model tiny loaded in ") == 1
     assert log.count("adapter small loaded: rank 4, 4 modules, sha256:") == 1
     assert log.count("adapter large loaded: rank 16, 14 modules, sha256:") == 1
-    assert log.count(" ready: http://127.0.0.1:") == 1
+    assert len(re.findall(r" ready: http://127\.0\.0\.1:\d+ after [\d.]+ s, \d+ MB of", log)) == 1
     assert " ready: " in server.lines[3], log
 
 
@@ -94,6 +97,25 @@ def test_sigterm_lets_a_stream_end_and_cuts_an_endless_one(
     assert server.status("/v2/health/live") is None
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in "".join(server.lines)
+
+
+def test_sigterm_in_the_moment_of_readiness_ends_the_server(
+    world: Any, start_server: Callable[..., Any]
+) -> None:
+    with start_server("--model_name", "tiny", "--model_dir", str(world.base)) as server:
+        until(lambda: any(" ready: " in line for line in server.lines), timeout_s=60)
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(timeout=20) == 0
+
+
+def test_what_takes_no_tensors_says_so_where_kserve_has_them(server: Any) -> None:
+    told = httpx.get(f"{server.url}/v2/models/small").json()
+    body = {"inputs": [{"name": "a", "shape": [1], "datatype": "INT32", "data": [1]}]}
+    refused = httpx.post(f"{server.url}/v2/models/small/infer", json=body)
+
+    assert (told["name"], told["inputs"], told["outputs"]) == ("small", [], [])
+    assert refused.status_code == 400
+    assert "POST /openai/v1/chat/completions" in refused.json()["error"]
 
 
 def test_an_adapter_for_another_base_is_refused_with_one_line(

@@ -195,7 +195,7 @@ def test_the_page_works_by_keyboard_with_a_key(
             tab.press("Enter", modifiers=2)
             until(lambda: tab.text("article .speed") == "waiting…")
             tab.press("Escape")
-            until(lambda: answered(tab))
+            until(lambda: tab.text("#status") == "Stopped.")
 
     assert tab.text("article .speed") == "waiting… · stopped"
 

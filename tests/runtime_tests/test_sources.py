@@ -1,14 +1,19 @@
 """Adapters from where the command line says they are."""
 
+import base64
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from kserve_runtime.sources import AdapterSource, fetch_adapter
+from kserve_runtime.sources import AdapterSource, fetch_adapter, fingerprint
 from peftjob import oci
 from peftjob.errors import NotFoundError, RegistryError, SourceError, UsageError
+from tests.oci_tests.conftest import PASSWORD, running
 from tests.openssl_keys import make_keys
+from tests.provider_tests.stores import KEYS, moto, s3
 
 
 def weights(folder: Path) -> bytes:
@@ -34,6 +39,56 @@ def test_an_adapter_in_a_folder_has_a_digest_too(world: Any, tmp_path: Path) -> 
 
     assert weights(fetched.folder) == weights(world.adapters["small"])
     assert fetched.digest.startswith("sha256:")
+
+
+def test_an_adapter_comes_from_a_bucket(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with moto() as url:
+        bucket = s3(url)
+        bucket.create_bucket(Bucket="team")
+        for path in world.adapters["small"].iterdir():
+            bucket.upload_file(str(path), "team", f"adapters/small/{path.name}")
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": url}.items():
+            monkeypatch.setenv(name, value)
+        source = AdapterSource("a", "s3://team/adapters/small")
+
+        fetched = fetch_adapter(source, tmp_path / "fetched", insecure=False)
+        mark = fingerprint(source, tmp_path, insecure=False)
+
+    assert weights(fetched.folder) == weights(world.adapters["small"])
+    assert mark
+
+
+def test_an_adapter_comes_from_a_claim_that_is_mounted(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.adapters["small"], tmp_path / "claims/team/small")
+    monkeypatch.setenv("PEFTJOB_PVC_DIR", str(tmp_path / "claims"))
+    source = AdapterSource("a", "pvc://team/small")
+
+    fetched = fetch_adapter(source, tmp_path / "fetched", insecure=False)
+
+    assert weights(fetched.folder) == weights(world.adapters["small"])
+
+
+def test_an_adapter_comes_from_a_registry_with_the_login_of_the_pull_secret(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "registry", login=True) as registry:
+        login = base64.b64encode(f"tuner:{PASSWORD}".encode()).decode()
+        (tmp_path / "config.json").write_text(
+            json.dumps({"auths": {registry.host: {"auth": login}}})
+        )
+        source = AdapterSource("a", f"oci://{registry.host}/team/small:v1")
+        with pytest.raises(RegistryError):
+            fetch_adapter(source, tmp_path / "refused", insecure=False)
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        oci.push(world.adapters["small"], oci.Reference.parse(source.source), annotations={})
+
+        fetched = fetch_adapter(source, tmp_path / "fetched", insecure=False)
+
+    assert weights(fetched.folder) == weights(world.adapters["small"])
 
 
 @pytest.mark.parametrize(

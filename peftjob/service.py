@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import requests
 
-from peftjob.errors import JobError, JobTimeoutError, NotFoundError
+from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
@@ -15,6 +15,33 @@ KEY_ENV = "OPENAI_API_KEY"
 INFERENCE_API = ("serving.kserve.io", "v1beta1")
 POLL_S = 0.2
 READY_TIMEOUT_S = 600.0
+
+
+def create_service(client: "TrainingClient", body: dict[str, Any]) -> "Service":
+    """Make an InferenceService.
+
+    Raises:
+        ConflictError: there is one of that name.
+        JobError: the cluster refused it.
+    """
+    from kubernetes.client import ApiException
+
+    from peftjob.objects import refused
+
+    metadata = body["metadata"]
+    name, namespace = metadata["name"], metadata["namespace"]
+    try:
+        client.custom_api.create_namespaced_custom_object(
+            *INFERENCE_API, namespace, "inferenceservices", body
+        )
+    except ApiException as err:
+        if err.status == 409:
+            raise ConflictError(
+                f"a server {name!r} is there already; stop it first "
+                f"(`peftjob serve {name} --stop`), or choose another name"
+            ) from err
+        raise refused("InferenceService", name, err) from err
+    return Service(client, name, namespace)
 
 
 class Service:

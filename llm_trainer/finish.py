@@ -32,6 +32,7 @@ def finish(job: Job, trained: Trained) -> None:
         {
             "adapter": str(published.image),
             "uploaded": published.uploaded,
+            "registered": publish.register(job, published.image),
             "base_model": lineage.base_model(job).name,
             "steps": metrics["steps"],
             "tokens": metrics["tokens"],
@@ -44,3 +45,5 @@ def finish(job: Job, trained: Trained) -> None:
     lines = Lines(job.output_dir, append=True)
     lines.write(result)
     lines.close()
+    # Last: after a kill at any point before, the next try says all of it again and trains nothing.
+    publish.forget_pending(job)

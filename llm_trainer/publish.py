@@ -6,6 +6,7 @@ can be repeated alone, without training again.
 """
 
 import json
+import logging
 import math
 import os
 import shlex
@@ -19,8 +20,10 @@ from typing import Any
 from llm_trainer import card, lineage
 from llm_trainer.options import Job
 from llm_trainer.watch import curve, lines
-from peftjob import oci, uploads
+from peftjob import model_registry, oci, uploads
 from peftjob.errors import PeftJobError
+
+log = logging.getLogger("llm_trainer")
 
 ADAPTER_DIR = "adapter"
 PENDING_FILE = ".peftjob-trained.json"
@@ -119,6 +122,11 @@ def pending(job: Job) -> Trained | None:
     return trained if saved == _lineage(job, trained.metrics) else None
 
 
+def forget_pending(job: Job) -> None:
+    """Note that the job is over: a try that comes now would train anew."""
+    (job.output_dir / PENDING_FILE).unlink(missing_ok=True)
+
+
 def push(job: Job, trained: Trained) -> Published:
     """Publish the saved folder: as an image, and as files where the spec says so.
 
@@ -143,8 +151,27 @@ def push(job: Job, trained: Trained) -> Published:
         with _kept(folder, output.upload):
             names = oci.adapter_files(folder)
             uploaded = uploads.upload(folder, names, output.upload, os.environ)
-    (job.output_dir / PENDING_FILE).unlink(missing_ok=True)
     return Published(reference, uploaded)
+
+
+def register(job: Job, image: oci.Reference) -> str | None:
+    """Enter the published image in the Model Registry that the spec names; its name and version.
+
+    None where there is none, or it refused: the adapter is published, which is what counts, and the
+    line that says so has the command that enters it later.
+    """
+    server = job.spec.output.model_registry
+    if server is None:
+        return None
+    registry = job.spec.output.registry
+    insecure = registry is not None and registry.insecure
+    try:
+        return str(model_registry.register(image, server, name=job.spec.name, insecure=insecure))
+    except Exception as err:  # the training is over and published: nothing may end it in an error
+        command = ["peftjob", "adapter", "register", str(image), "--server", server]
+        command += ["--name", job.spec.name, *(["--insecure"] if insecure else [])]
+        log.warning("%s; register the adapter later with `%s`", err, shlex.join(command))
+        return None
 
 
 @contextmanager

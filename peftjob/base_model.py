@@ -20,7 +20,7 @@ from peftjob.method import Task
 from peftjob.spec import BaseModelSource
 from provider import table
 from provider.addresses import allowed_hosts
-from provider.base import RemoteFile, Request
+from provider.base import Body, RemoteFile, Request
 
 CONFIG_BYTES = 4 * 2**20
 """No config.json is longer."""
@@ -47,9 +47,10 @@ def architecture_of(
     """
     files = _listing(source, os.environ if env is None else env)
     if "config.json" not in files:
+        packed = " before the weights in a layer" if source.source.startswith("oci") else ""
         raise ModelError(
-            f"{source.source} can't be estimated: it has no config.json; name a folder or a "
-            "repository in the Hugging Face format"
+            f"{source.source} can't be estimated: it has no config.json{packed}; name a folder or "
+            "a repository in the Hugging Face format"
         )
     config = _config(files["config.json"], source)
     try:
@@ -108,7 +109,14 @@ def _listing(source: BaseModelSource, env: Mapping[str, str]) -> dict[str, Remot
             scratch=Path(scratch),
         )
         listing = table.provider_for(source.source).find(request)
+        if listing.peek is not None:
+            config = listing.peek("config.json")
+            return {} if config is None else {"config.json": _held(config)}
     return {file.path: file for file in listing.files}
+
+
+def _held(content: bytes) -> RemoteFile:
+    return RemoteFile(path="config.json", open=lambda start: Body([content[start:]]))
 
 
 def _config(file: RemoteFile, source: BaseModelSource) -> dict[str, Any]:

@@ -9,17 +9,16 @@ from typing import Any
 
 from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
-from kubernetes.client import ApiException, Configuration
+from kubernetes.client import Configuration
 
 from peftjob import arguments, inference, manifest, preflight, submission
 from peftjob.arguments import Variables
 from peftjob.credentials import Secrets
-from peftjob.errors import ConflictError
 from peftjob.job import Job
 from peftjob.local import LocalCluster
-from peftjob.objects import Objects, refused
+from peftjob.objects import Objects
 from peftjob.pods import Elastic, Images, Resources, RunPolicy, Scheduling
-from peftjob.service import INFERENCE_API, Service
+from peftjob.service import Service, create_service
 from peftjob.spec import PeftJobSpec
 from peftjob.volumes import Output, Registry, Storage, Volume
 
@@ -197,7 +196,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             name: Of the InferenceService.
             base_model: Its URI.
             adapters: Name → reference or URI of an adapter; `job.adapter` is one.
-            options: strengths, watch, keys, registry_login: as inference.render has them.
+            options: strengths, watch, keys, gpu, scaling and so on, as inference.render has them.
 
         Raises:
             UsageError: a name that can't be used.
@@ -213,18 +212,7 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             resources=arguments.resources(resources).get("requests"),
             **options,
         )
-        try:
-            self.custom_api.create_namespaced_custom_object(
-                *INFERENCE_API, namespace, "inferenceservices", body
-            )
-        except ApiException as err:
-            if err.status == 409:
-                raise ConflictError(
-                    f"a server {name!r} is there already; stop it first "
-                    f"(`peftjob serve {name} --stop`), or choose another name"
-                ) from err
-            raise refused("InferenceService", name, err) from err
-        return Service(self, name, namespace)
+        return create_service(self, body)
 
     def service(self, name: str, *, namespace: str | None = None) -> Service:
         """A handle on an InferenceService. Raises NotFoundError where there is none."""

@@ -30,6 +30,8 @@ class Secrets(Part):
     """For gated and private repositories of the Hugging Face hub: HF_TOKEN."""
     s3: S3Keys | None = None
     """AWS_ACCESS_KEY_ID and so on. (AWS_ENDPOINT_URL and AWS_REGION are no secrets: `env`.)"""
+    model_registry_token: SecretKey | None = None
+    """For the Model Registry that output names: MODEL_REGISTRY_TOKEN."""
     registry_login: ObjectName | None = None
     """Name of a Secret of type kubernetes.io/dockerconfigjson, for oci:// inputs and for the
     registry that the adapter goes to."""

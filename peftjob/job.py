@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING, Any
 from peftjob import contract, filling, job_page
 from peftjob.errors import ClusterUnavailableError, JobError, JobTimeoutError, NotFoundError
 from peftjob.objects import Objects
+from peftjob.patience import Patience
 from peftjob.progress import Progress, Result, from_line, latest
-from peftjob.replicas import Replicas, first_error, held_up, names
+from peftjob.replicas import Replicas, first_error, held_up, names, said_by_fetch
 from peftjob.spec import PeftJobSpec
-from peftjob.view import view
+from peftjob.view import cell, view
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
 
 POLL_S = 0.5
-UNANSWERED_S = 300.0
-"""How long wait() and follow() bear an API that does not answer: an upgrade of its server."""
 SHOWN_LINES = 4000
 """Of a log, for a notebook's picture."""
 ENDED = ("Succeeded", "Failed")
@@ -38,12 +37,18 @@ class Job:
         self._replicas = Replicas(self._objects, name)
         self.name = name
         self.namespace = namespace
+        self.shown_in: int | None = None
+        """The notebook's cell that a view has shown this job in."""
 
     def __repr__(self) -> str:
         return f"<Job {self.namespace}/{self.name}: {self.describe()}>"
 
-    def _repr_html_(self) -> str:
-        """State, progress and loss curve, for a notebook."""
+    def _repr_html_(self) -> str | None:
+        """None where the cell that ends with this job has shown it while it waited."""
+        return None if self.shown_in is not None and self.shown_in == cell() else self.page()
+
+    def page(self) -> str:
+        """State, progress and loss curve as HTML, for a notebook."""
         state = self.describe()
         history = [r for r in self._records(tail=SHOWN_LINES) if isinstance(r, Progress)]
         reason = self.failure() if state == "Failed" else None
@@ -94,7 +99,8 @@ class Job:
         waits_for = (job["metadata"].get("annotations") or {}).get(contract.WAITS_ANNOTATION)
         if waits_for:
             pods, names_of_fill = filling.standing(self.spec, self._objects)
-            why = held_up(pods) or (None if pods else self._objects.warning(*names_of_fill))
+            why = held_up(pods) or said_by_fetch(self._objects, pods)
+            why = why or (None if pods else self._objects.warning(*names_of_fill))
             filled = f"{status}, claim {waits_for} is being filled"
             return f"{filled}: {why}" if why else filled
         record = self.progress()
@@ -218,8 +224,13 @@ class Job:
             JobTimeoutError: the time is over; the job goes on.
         """
         if progress:
-            with view() as shown:
-                return self.wait(timeout_s=timeout_s, on_poll=shown.update)
+            try:
+                with view() as shown:
+                    return self.wait(timeout_s=timeout_s, on_poll=shown.update)
+            except KeyboardInterrupt as err:
+                again = f"client.job({self.name!r}).wait(progress=True)"
+                err.add_note(f"job {self.name!r} goes on; {again} watches it again")
+                raise
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         status, patience = "Pending", Patience()
         while True:
@@ -302,28 +313,11 @@ class Job:
 
     def _before_training(self) -> str:
         pods = self._replicas.pods()
+        if why := held_up(pods):
+            said = said_by_fetch(self._objects, pods)
+            return f"{why}: {said}" if said else why
         names_of_pods = [pod["metadata"]["name"] for pod in pods]
-        why = held_up(pods) or self._objects.warning(self.name, *names_of_pods)
-        return why or "starting"
-
-
-class Patience:
-    """How long a cluster that does not answer is asked again."""
-
-    def __init__(self, limit_s: float = UNANSWERED_S) -> None:
-        self._limit_s = limit_s
-        self._since: float | None = None
-
-    def answered(self) -> None:
-        self._since = None
-
-    def wait(self, err: ClusterUnavailableError) -> None:
-        """Wait a moment; raises `err` where it has been too many."""
-        now = time.monotonic()
-        self._since = self._since or now
-        if now - self._since > self._limit_s:
-            raise err
-        time.sleep(2 * POLL_S)
+        return self._objects.warning(self.name, *names_of_pods) or "starting"
 
 
 def status_of(job: dict[str, Any]) -> str:

@@ -34,7 +34,8 @@ def render(
     if result is not None:
         rows = [*summary(history, result), ("adapter", result.adapter)]
         cells = "".join(
-            f"<tr><td>{escape(key)}</td><td style='text-align:left'>{escape(text)}</td></tr>"
+            f"<tr><td style='white-space:nowrap'>{escape(key)}</td>"
+            f"<td style='text-align:left;overflow-wrap:anywhere'>{escape(text)}</td></tr>"
             for key, text in rows
         )
         parts.append(f"<table>{cells}</table>")

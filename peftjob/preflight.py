@@ -192,6 +192,9 @@ def _secrets(spec: PeftJobSpec) -> Iterator[tuple[str, str, tuple[str, ...]]]:
     if secrets.s3:
         keys = (secrets.s3.access_key_id, secrets.s3.secret_access_key, secrets.s3.session_token)
         yield "secrets.s3", secrets.s3.name, tuple(key for key in keys if key)
+    if secrets.model_registry_token:
+        token = secrets.model_registry_token
+        yield "secrets.model_registry_token", token.name, (token.key,)
     if secrets.registry_login:
         yield "secrets.registry_login", secrets.registry_login, (".dockerconfigjson",)
     for name in spec.images.pull_secrets:

@@ -56,6 +56,8 @@ class Result(BaseModel):
     """Reference of the adapter image, with its digest."""
     uploaded: str | None = None
     """Where the adapter's files are as well: hf://org/name@commit, s3://bucket/prefix/."""
+    registered: str | None = None
+    """Name and version in the Model Registry that output names; None where it refused."""
     base_model: str
     steps: int
     tokens: int

@@ -1,9 +1,15 @@
 """The pods of a job: their states, last words and logs, read from the cluster each time."""
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from peftjob import contract
+from peftjob.errors import JobError
 from peftjob.objects import Object, Objects
+
+SAID_LINES = 20
+"""Of a log, in which the newest message is looked for."""
 
 
 class Replicas:
@@ -43,15 +49,30 @@ class Replicas:
             JobError: it has not started.
             ClusterUnavailableError: the log breaks off.
         """
-        rest = b""
         pod = f"{self._job}-{replica}"
-        for chunk in self._objects.log(pod, container, follow=follow, tail=tail):
-            rest += chunk
-            *lines, rest = rest.split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace") + "\n"
-        if rest:
-            yield rest.decode(errors="replace")
+        yield from _lines(self._objects.log(pod, container, follow=follow, tail=tail))
+
+
+def said_by_fetch(objects: Objects, pods: Iterable[Object]) -> str | None:
+    """How far the first of the pods that fetches inputs is, as it said last."""
+    container = contract.STORAGE_INITIALIZER_CONTAINER
+    for pod in pods:
+        running = any(
+            entry["name"] == container and "running" in (entry.get("state") or {})
+            for entry in _statuses(pod)
+        )
+        if not running or _waits(pod, container):
+            continue
+        said = None
+        with contextlib.suppress(JobError):
+            log = objects.log(pod["metadata"]["name"], container, follow=False, tail=SAID_LINES)
+            for line in _lines(log):
+                _, mark, text = line.rstrip().partition(f"{container}: ")
+                # What is indented tells of single files.
+                if mark and ":   " not in text:
+                    said = text
+        return said
+    return None
 
 
 def held_up(pods: Iterable[Object]) -> str | None:
@@ -59,8 +80,7 @@ def held_up(pods: Iterable[Object]) -> str | None:
     for pod in pods:
         for entry in pod["status"].get("initContainerStatuses") or ():
             if "running" in (entry.get("state") or {}):
-                waits = "--wait" in _args(pod, entry["name"])
-                return "waiting for inputs" if waits else "fetching inputs"
+                return "waiting for inputs" if _waits(pod, entry["name"]) else "fetching inputs"
         for condition in pod["status"].get("conditions") or ():
             if condition["type"] == "PodScheduled" and condition["status"] == "False":
                 return str(condition.get("message") or "unschedulable")
@@ -101,9 +121,21 @@ def names(job: Mapping[str, Any]) -> dict[str, Object]:
     }
 
 
-def _args(pod: Object, container: str) -> list[str]:
+def _lines(chunks: Iterable[bytes]) -> Iterator[str]:
+    rest = b""
+    for chunk in chunks:
+        rest += chunk
+        *lines, rest = rest.split(b"\n")
+        for line in lines:
+            yield line.decode(errors="replace") + "\n"
+    if rest:
+        yield rest.decode(errors="replace")
+
+
+def _waits(pod: Object, container: str) -> bool:
+    """Whether the init container waits for inputs that another pod fetches."""
     containers = pod["spec"].get("initContainers") or ()
-    return next((c.get("args") or [] for c in containers if c["name"] == container), [])
+    return any("--wait" in (c.get("args") or ()) for c in containers if c["name"] == container)
 
 
 def _statuses(pod: Object) -> list[Object]:

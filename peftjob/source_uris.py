@@ -1,4 +1,7 @@
-"""The URI of a model or a dataset: that it is one, and holds no login. Pure."""
+"""The URI of a model or a dataset: that it is one, and holds no login. Pure.
+
+`holds_login` is asked of every other address that a user gives, too.
+"""
 
 import re
 from typing import Annotated
@@ -9,7 +12,7 @@ _SOURCES = "write for example hf://org/name, https://host/file.jsonl or file:///
 
 
 def _uri(value: str) -> str:
-    if any(_holds_login(uri) for uri in value.split()):
+    if any(holds_login(uri) for uri in value.split()):
         # Not repeated: the spec, and what is said of it, is seen by many.
         raise ValueError(
             "a login stands in it, which would be plain text in the job; put S3 keys or a hub "
@@ -23,11 +26,18 @@ def _uri(value: str) -> str:
     return value
 
 
-def _holds_login(uri: str) -> bool:
-    """Whether user:password@ is before the host; for the web, user@ too, which is a token."""
+def holds_login(uri: str) -> bool:
+    """Whether user:password@ is before the host; for the web, user@ too, which is a token.
+
+    A password may have a slash in it, as keys of S3 have: what is after the colon is no port then.
+    """
     scheme, _, rest = uri.partition("://")
-    user, at, _ = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
-    return bool(at) and (":" in user or scheme.lower() in ("http", "https"))
+    head = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    user, at, _ = head.rpartition("@")
+    if at:
+        return ":" in user or scheme.lower() in ("http", "https")
+    name, colon, port = head.rpartition(":")
+    return bool(colon) and "@" in rest and not (port.isdecimal() or name.startswith("["))
 
 
 SourceUri = Annotated[str, AfterValidator(_uri)]

@@ -6,7 +6,7 @@ from typing import Protocol, Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -25,7 +25,8 @@ class Watched(Protocol):
 
 
 class TrainingBar:
-    """A progress bar and a line of numbers below it, fed from a job's own progress records.
+    """A progress bar and a line below it: numbers, fed from a job's own progress records, or what
+    it waits for.
 
     Without a terminal (a log, a pipe) it prints a line a record in its place.
     """
@@ -33,21 +34,21 @@ class TrainingBar:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[steps]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
             console=console,
         )
-        self._task = self._bar.add_task("Created", total=None, left="")
+        self._task = self._bar.add_task("Created", total=None, steps="", left="")
         self._numbers = Text(style="dim", no_wrap=True, overflow="ellipsis")
         self._live = (
             Live(get_renderable=self._render, console=console, refresh_per_second=4)
             if console.is_terminal
             else None
         )
-        self._printed: tuple[str, Record | None] | None = None
+        self._printed: tuple[str, Record | None] = ("", None)
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -66,25 +67,37 @@ class TrainingBar:
     def update(self, job: Watched) -> None:
         """Show where `job` stands; made to be Job.wait's `on_poll`."""
         record = job.progress()
-        state = job.describe().split(", step")[0]
+        said = job.describe().split(", step")[0]
         if self._live is not None:
+            state, _, more = said.partition(": ")
             left = record.eta_s if record and record.step < record.total_steps else None
             self._bar.update(
                 self._task,
                 description=state,
                 completed=record.step if record else 0,
                 total=record.total_steps if record else None,
+                steps=f"{record.step}/{record.total_steps}" if record else "",
                 left="" if left is None else f"{duration(left)} left",
             )
-            self._numbers.plain = fitting(numbers(record), self._console.width) if record else ""
-        elif (state, record) != self._printed:
-            self._printed = state, record
-            parts = [f"step {record.step}/{record.total_steps}", *numbers(record)] if record else []
-            text = f"{state}: {SEPARATOR.join(parts)}" if parts else state
-            self._console.print(text, highlight=False)
+            width = self._console.width - len("^C")  # A terminal echoes it here.
+            self._numbers.plain = fitting(numbers(record), width) if record else more
+            self._numbers.truncate(width, overflow="ellipsis")
+        elif (said, record) != self._printed:
+            new = _without_old_evaluation(record, self._printed[1])
+            self._printed = said, record
+            parts = [f"step {new.step}/{new.total_steps}", *numbers(new)] if new else []
+            text = f"{said}: {SEPARATOR.join(parts)}" if parts else said
+            self._console.print(text, highlight=False, markup=False)
 
     def _render(self) -> Group:
         return Group(self._bar, self._numbers) if self._numbers.plain else Group(self._bar)
+
+
+def _without_old_evaluation(record: Record | None, before: Record | None) -> Record | None:
+    """The record, without what the one before it told of held-out rows: it was not new again."""
+    if record is None or before is None or record.eval_loss != before.eval_loss:
+        return record
+    return record.model_copy(update={"eval_loss": None, "eval_accuracy": None})
 
 
 def numbers(record: Record) -> list[str]:

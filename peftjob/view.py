@@ -25,7 +25,7 @@ class View(Protocol):
 
 def view() -> View:
     """What suits where this process runs; without a terminal, a line for each report."""
-    if _in_notebook():
+    if cell() is not None:
         return NotebookView()
     from rich.console import Console
 
@@ -55,7 +55,8 @@ class NotebookView:
     def update(self, job: "Job") -> None:
         from IPython import display as ipython
 
-        page = job._repr_html_()
+        page = job.page()
+        job.shown_in = cell()
         if page == self._shown:
             return
         self._shown = page
@@ -65,8 +66,13 @@ class NotebookView:
             self._display.update(ipython.HTML(data=page))
 
 
-def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this; a plain IPython has a terminal."""
+def cell() -> int | None:
+    """The number of the notebook's cell that is executed; None outside a Jupyter kernel.
+
+    A plain IPython has a terminal.
+    """
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and type(shell).__name__ == "ZMQInteractiveShell"
+    if shell is None or type(shell).__name__ != "ZMQInteractiveShell":
+        return None
+    return int(shell.execution_count)

@@ -1,5 +1,6 @@
 """What a spec says of volumes: where inputs lie, and where checkpoints and the adapter go."""
 
+import re
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from peftjob import contract
 from peftjob.kubernetes_values import MountPath, ObjectName, Quantity
 from peftjob.part import Part
+from peftjob.source_uris import holds_login
 
 AccessMode = Literal["ReadWriteOnce", "ReadOnlyMany", "ReadWriteMany", "ReadWriteOncePod"]
 
@@ -71,6 +73,16 @@ class Registry(Part):
     insecure: bool = False
     """Speak plain HTTP. Loopback hosts are spoken to in plain HTTP without it."""
 
+    @field_validator("ref")
+    @classmethod
+    def _holds_no_login(cls, value: str) -> str:
+        if holds_login(value if "://" in value else f"oci://{value}"):
+            raise ValueError(
+                "a login stands in it, which would be plain text in the job; put it into a Secret "
+                "(secrets.registry_login), and write host[:port]/name[:tag]"
+            )
+        return value
+
 
 class Output(Part):
     """What happens to checkpoints and the adapter."""
@@ -80,6 +92,9 @@ class Output(Part):
     on the output volume of a real cluster."""
     upload: str | None = None
     """s3://bucket/prefix or hf://org/name[@branch]: the adapter's files go there as well."""
+    model_registry: str | None = None
+    """http(s)://host[:port] of a Kubeflow Model Registry that the image is entered in, with its
+    lineage, under the job's name. A registry that refuses fails no job."""
     claim: ObjectName | None = None
     """An existing claim for checkpoints and the adapter, in a folder named as the job. None makes
     a claim that is deleted with the job."""
@@ -93,12 +108,30 @@ class Output(Part):
     def _is_an_address(cls, value: str | None) -> str | None:
         if value is None:
             return None
+        if holds_login(value):
+            raise ValueError(
+                "a login stands in it, which would be plain text in the job; put the keys into a "
+                "Secret (secrets.s3, secrets.hub_token), and write s3://bucket/prefix or "
+                "hf://org/name"
+            )
         scheme, _, rest = value.partition("://")
         if scheme not in UPLOAD_SCHEMES or not rest.strip("/"):
             raise ValueError(
                 f"{value!r} is no place for files; write s3://bucket/prefix or hf://org/name"
                 " (an image goes to output.registry)"
             )
+        return value
+
+    @field_validator("model_registry")
+    @classmethod
+    def _is_a_server(cls, value: str | None) -> str | None:
+        if value is not None and holds_login(value):
+            raise ValueError(
+                "a login stands in it, which would be plain text in the job; put the token into a "
+                "Secret (secrets.model_registry_token), and write http(s)://host[:port]"
+            )
+        if value is not None and not re.fullmatch(r"https?://[^/?#\s]+(/[^?#\s]*)?", value):
+            raise ValueError(f"{value!r} is no address of a server; write http(s)://host[:port]")
         return value
 
 

@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 from urllib.parse import urlsplit
 
 from peftjob.errors import SourceUnavailableError
+from peftjob.source_uris import holds_login
 from provider.checksums import Checksum, git_blob, sha256
 
 Kind = Literal["model", "dataset"]
@@ -117,6 +118,9 @@ class Listing:
     """For files that hold others, as an image's layers do: they are all fetched, and this takes the
     folder that they are in and a path for a folder, fills that one, and returns where in it the
     files are that the URI stands for. Of these is chosen."""
+    peek: Callable[[str], bytes | None] | None = None
+    """For files that hold others: the content of a small one of these by its name, as far as that
+    can be had without fetching the rest, and not checked."""
 
 
 class Provider(Protocol):
@@ -201,5 +205,8 @@ def _shown(uri: str) -> str:
         parts = urlsplit(uri)
     except ValueError:
         return uri.partition("?")[0].partition("#")[0].rpartition("@")[2]
-    host = parts.netloc.rpartition("@")[2] if parts.scheme in ("http", "https") else parts.netloc
-    return f"{parts.scheme}://{host}{parts.path}"
+    if holds_login(uri):
+        # The password may hold what else ends a host, so where it ends is a guess.
+        _, at, rest = uri.partition("?")[0].partition("#")[0].rpartition("@")
+        return f"{parts.scheme}://{rest if at else ''}"
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"

@@ -1,9 +1,14 @@
-"""fetch: from a URI to a folder. May import everything else in provider, and peftjob.errors."""
+"""fetch: from a URI to a folder.
+
+May import everything else in provider, and peftjob.{errors,source_uris}.
+"""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from peftjob.errors import SourceError
+from peftjob.source_uris import holds_login
 from provider import selection, table
 from provider.addresses import allowed_hosts
 from provider.base import Fetched, Kind, Listing, Request
@@ -46,6 +51,12 @@ def fetch(
         PermanentError: `dest` can't be written, or has no space.
     """
     env = os.environ if env is None else env
+    if any(holds_login(one) for one in uri.split()):
+        # Not repeated: the line goes to logs.
+        raise SourceError(
+            f"a login stands in the address of the {kind}; take it out, and give keys and tokens "
+            "in the environment (HF_TOKEN, AWS_ACCESS_KEY_ID, the logins of Docker)"
+        )
     staging = Staging(dest)
     request = Request(
         uri=uri,

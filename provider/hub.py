@@ -4,7 +4,7 @@ The listing is the Hub client's; the bytes are streamed here, because then a dow
 after a kill and every file is checked: big ones by their sha256, small ones by their git blob id.
 No telemetry is sent. The endpoint is the operator's configuration, so it may be any address.
 
-May import huggingface_hub, peftjob.errors and provider.{base,headers,http}.
+May import huggingface_hub, peftjob.{errors,source_uris} and provider.{base,headers,http}.
 """
 
 import re
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.errors import HTTPError as HubTransportError  # type: ignore[attr-defined]
 
 from peftjob.errors import SourceError
+from peftjob.source_uris import holds_login
 from provider.base import Body, Kind, Listing, RemoteFile, Request, Unavailable
 from provider.headers import retry_after_s
 from provider.http import Client, Facts
@@ -118,8 +119,13 @@ def _repo(request: Request) -> _Repo:
             "give one"
         )
     env = request.env
+    endpoint = (env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
+    if holds_login(endpoint):
+        raise SourceError(
+            "HF_ENDPOINT has a login in it; give http(s)://host, and the token in HF_TOKEN"
+        )
     return _Repo(
-        endpoint=(env.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/"),
+        endpoint=endpoint,
         kind=request.kind,
         id=text,
         revision=(revision if at else request.revision) or None,

@@ -7,7 +7,7 @@ folder is extracted from where it lies. Logins are those of Docker and Podman.
 May import peftjob.{errors,oci} and provider.{base,retry}.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,20 +20,25 @@ from peftjob.errors import (
     SourceUnavailableError,
     UsageError,
 )
-from peftjob.oci.archive import MAX_FILES, Extraction
+from peftjob.oci.archive import DATA, MAX_FILES, MODELS, Extraction
 from peftjob.oci.connection import Connection
 from peftjob.oci.download import blob_chunks
 from peftjob.oci.layout import Layout
-from peftjob.oci.manifest import Descriptor, Manifest, digest_of
+from peftjob.oci.manifest import Descriptor
+from peftjob.oci.places import read_manifest
 from peftjob.oci.reference import Reference
 from peftjob.oci.registry import Registry
 from peftjob.oci.store import Store
+from peftjob.oci.tar import read_member
 from provider.base import Body, Listing, RemoteFile, Request
 from provider.retry import sleep
 
 CHUNK_BYTES = 1024 * 1024
 MAX_BYTES = 4 << 40
 """Of an image's files: far above any model. The volume's size is the real bound."""
+PEEK_BYTES = 32 * 1024 * 1024
+"""Of a layer, looked through for a small file: those that build images sort names, or put the small
+files first, and a tokenizer is all that comes before the weights."""
 
 
 def find(request: Request) -> Listing:
@@ -45,15 +50,20 @@ def find(request: Request) -> Listing:
     """
     ref = _reference(request)
     with _as_source_errors(), closing(_store(ref, request.env)) as store:
-        body = store.get_manifest(ref.version)
-        manifest = Manifest.parse(body, where=request.shown)
+        found, manifest = read_manifest(store, ref)
     extract = partial(_extract, ref, manifest.layers, request.shown)
     files = (
         []
         if ref.host is None
         else [_remote(ref, layer, name, request.env) for name, layer in _named(manifest.layers)]
     )
-    return Listing(files, revision=digest_of(body), folder=True, unpack=extract)
+    return Listing(
+        files,
+        revision=found.digest,
+        folder=True,
+        unpack=extract,
+        peek=partial(_peek, ref, manifest.layers, request.env),
+    )
 
 
 def _reference(request: Request) -> Reference:
@@ -114,21 +124,14 @@ class _Chunks:
             env=env,
             sleep=sleep,
         )
-        self._chunks = blob_chunks(self._connection, layer, start=start)
-        self._left = end - start
+        self._chunks = blob_chunks(self._connection, layer, start=start, end=end)
 
     def __iter__(self) -> Iterator[bytes]:
         with _as_source_errors():
-            for chunk in self._chunks:
-                yield chunk[: self._left]
-                self._left -= len(chunk)
-                if self._left <= 0:
-                    return
+            yield from self._chunks
 
     def close(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
+        self._chunks.close()
         self._connection.close()
 
 
@@ -146,6 +149,29 @@ def _extract(
             )
             extraction.add_layer(chunks, media_type=layer.media_type)
         return extraction.finish()
+
+
+def _peek(
+    ref: Reference, layers: tuple[Descriptor, ...], env: Mapping[str, str], name: str
+) -> bytes | None:
+    """A small file near the beginning of a layer; the upmost layer that has it counts."""
+    names = {f"{root}/{name}" for root in (MODELS, DATA)}
+    for layer in reversed(layers):
+        with _as_source_errors(), closing(_opened(ref, layer, env)) as chunks:
+            found = read_member(
+                iter(chunks), names, media_type=layer.media_type, max_bytes=PEEK_BYTES
+            )
+        if found is not None:
+            return found
+    return None
+
+
+def _opened(
+    ref: Reference, layer: Descriptor, env: Mapping[str, str]
+) -> "_Chunks | Generator[bytes]":
+    if ref.host is None:
+        return Layout(Path(ref.path)).read_blob(layer)
+    return _Chunks(ref, layer, 0, layer.size_bytes, env)
 
 
 def _read(path: Path) -> Iterator[bytes]:

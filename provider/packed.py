@@ -1,7 +1,7 @@
 """Data files that come compressed: they lie on the volume unpacked, because who reads rows from the
 middle of a file needs it so. `rows.jsonl.gz` is `rows.gz.jsonl` there: what it is comes last.
 
-May import zstandard, peftjob.{errors,contract} and provider.{base,part,selection}.
+May import zstandard, peftjob.{contract,errors,oci.compression} and provider.{base,part,selection}.
 """
 
 import gzip
@@ -16,15 +16,12 @@ import zstandard
 
 from peftjob.contract import unpacked
 from peftjob.errors import SourceError
+from peftjob.oci.compression import unzstd
 from provider.base import FileRecord, Kind
 from provider.part import FILE_MODE
 from provider.selection import is_data_file
 
 CHUNK_BYTES = 1024 * 1024
-_ZSTD_STEP_BYTES = 1024
-"""Of zstd read at once: the most that these can unpack to, 32 MB, is held in memory."""
-_WINDOW_BYTES = 128 * 1024 * 1024
-"""The most that a zstd frame may ask for in memory; its default levels ask for 8 MB."""
 
 
 def unpacked_name(path: str, *, kind: Kind) -> str:
@@ -67,14 +64,4 @@ def _gzip(packed: IO[bytes]) -> Iterator[bytes]:
 
 
 def _zstd(packed: IO[bytes]) -> Iterator[bytes]:
-    """Frame by frame: the library's own readers take a file that is cut short for a whole one."""
-    unpacker = zstandard.ZstdDecompressor(max_window_size=_WINDOW_BYTES)
-    frame = unpacker.decompressobj()
-    while data := packed.read(_ZSTD_STEP_BYTES):
-        while data:
-            if frame.eof:
-                frame = unpacker.decompressobj()
-            yield frame.decompress(data)
-            data = frame.unused_data if frame.eof else b""
-    if not frame.eof:
-        raise EOFError("it ends in the middle")
+    yield from unzstd(iter(lambda: packed.read(CHUNK_BYTES), b""))

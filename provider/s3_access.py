@@ -3,7 +3,7 @@
 The keys: of the request's environment, else what the usual chain of AWS finds (profiles, a service
 account's role, the node's role). Without any, public buckets can be read.
 
-May import botocore, peftjob.errors and the standard library.
+May import botocore, peftjob.{errors,source_uris} and the standard library.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from peftjob.errors import SourceError
+from peftjob.source_uris import holds_login
 
 DEFAULT_REGION = "us-east-1"
 
@@ -63,12 +64,14 @@ def access_of(env: Mapping[str, str]) -> Access:
         SourceError: botocore is missing, or a profile or an endpoint can't be used.
     """
     try:
+        import anycrc  # noqa: F401  (provider.checksums needs it, and too late to say so)
         import botocore.credentials
         import botocore.exceptions
         import botocore.session
     except ImportError as err:
         raise SourceError(
-            "s3:// needs botocore, which is not installed here; pip install 'peftjob[s3]'"
+            "s3:// needs botocore and anycrc, which are not both installed here; "
+            "pip install 'peftjob[s3]'"
         ) from err
     try:
         session = botocore.session.Session()
@@ -95,6 +98,11 @@ def access_of(env: Mapping[str, str]) -> Access:
         or ""
     ).rstrip("/")
     parts = urlsplit(own)
+    if holds_login(own):
+        raise SourceError(
+            "AWS_ENDPOINT_URL has a login in it; give http(s)://host:port, and the keys in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if own and (parts.scheme not in ("http", "https") or not parts.hostname):
         raise SourceError(f"AWS_ENDPOINT_URL is {own!r}; give http(s)://host:port")
     return Access(

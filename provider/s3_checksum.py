@@ -1,8 +1,8 @@
 """What S3 knows of an object's content, cheapest to check first.
 
 An object has the checksum that its uploader chose, of the whole or of the parts in which it came,
-and an ETag, which is an MD5 unless it was encrypted with a key of KMS or of the customer. CRC32C
-and CRC64NVME are passed over: checking them in Python would take longer than the transfer.
+and an ETag, which is an MD5 unless it was encrypted with a key of KMS or of the customer. What was
+uploaded without one has a CRC64NVME of Amazon's own making.
 
 May import provider.{base,checksums,http}.
 """
@@ -19,6 +19,8 @@ from provider.http import Client
 
 _STORED: tuple[tuple[str, Algorithm], ...] = (
     ("x-amz-checksum-sha256", "sha256"),
+    ("x-amz-checksum-crc64nvme", "crc64nvme"),
+    ("x-amz-checksum-crc32c", "crc32c"),
     ("x-amz-checksum-crc32", "crc32"),
     ("x-amz-checksum-sha1", "sha1"),
 )

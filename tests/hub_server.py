@@ -112,7 +112,7 @@ class Server:
     """Whether the length of a body is kept back."""
     answered: Callable[[tuple[str, int]], object] | None = None
     """Called with the address of who is answered."""
-    watch: Callable[[int], None] | None = None
+    watch: Callable[[int], object] | None = None
     """Called with the bytes of all bodies sent so far, a little at a time."""
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
@@ -219,7 +219,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 
         def _send_body(self, answer: Answer, first: int, last: int, fault: Fault) -> None:
             sent, framed = 0, server.chunked and answer.status == 200
-            step = 1024 * 1024 if server.watch is None else 16 * 1024
+            step = 1024 * 1024
+            if server.watch is not None:
+                # What counts as sent is not far ahead of what is read.
+                step = 16 * 1024
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, step)
             while first <= last:
                 chunk = answer.read(first, min(last, first + step - 1))
                 if fault.damage and first == 0:

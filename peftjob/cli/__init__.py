@@ -18,7 +18,7 @@ from peftjob.errors import run_main
 EPILOG = """examples:
   peftjob data check train.jsonl --model models/tiny
   peftjob estimate --model hf://org/name --gpu A10 --set method.type=qlora
-  peftjob train --local --name docs --model file:///models/tiny --dataset file:///data/train.jsonl
+  peftjob train --local --name docs --model models/tiny --dataset train.jsonl
   peftjob train -f job.yaml --set training.learning_rate=1e-3 --dry-run
   peftjob logs docs --local --follow
   peftjob adapter check ghcr.io/team/docs:v1

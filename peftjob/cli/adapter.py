@@ -1,4 +1,4 @@
-"""peftjob adapter push, pull, inspect, list, tag, copy, verify, check: adapter images by hand."""
+"""peftjob adapter push, pull, inspect, list, tag, copy, register, verify, check: images by hand."""
 
 import argparse
 import json
@@ -59,6 +59,14 @@ def add(verbs: Any) -> None:
     copy.add_argument("ref", metavar="REF", help=REF)
     copy.add_argument("to", metavar="REF")
 
+    register = add_verb(
+        parsers, "register", _register, "enter an image and its lineage in a Model Registry"
+    )
+    register.add_argument("ref", metavar="REF", help=REF)
+    register.add_argument("--server", required=True, metavar="URL", help="http(s)://host[:port]")
+    register.add_argument("--name", help="of the registered model (default: the image's title)")
+    register.add_argument("--version", help="default: the beginning of the image's digest")
+
     verify = add_verb(parsers, "verify", _verify, "see that a key signed an image")
     verify.add_argument("ref", metavar="REF", help=REF)
     _add_keys(verify, required=True, text="a public key; one of several is enough")
@@ -73,7 +81,7 @@ def add(verbs: Any) -> None:
         help=f"what vLLM is started with (default {VLLM_RANK})",
     )
 
-    for parser in (push, pull, inspect, every, tag, copy, verify, check):
+    for parser in (push, pull, inspect, every, tag, copy, register, verify, check):
         parser.add_argument("--insecure", action="store_true", help="speak plain HTTP")
     for parser in (inspect, every, verify, check):
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -167,6 +175,17 @@ def _copy(args: argparse.Namespace) -> int:
     copied = oci.copy(ref, to, insecure=args.insecure)
     oci.copy_signatures(ref.with_digest(str(copied.digest)), copied, insecure=args.insecure)
     print(copied)
+    return 0
+
+
+def _register(args: argparse.Namespace) -> int:
+    from peftjob import model_registry, oci
+
+    ref = oci.Reference.parse(args.ref)
+    done = model_registry.register(
+        ref, args.server, name=args.name, version=args.version, insecure=args.insecure
+    )
+    print(done)
     return 0
 
 

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from peftjob.cli.options import add_cluster, add_verb, client
-from peftjob.cli.output import console, print_yaml
+from peftjob.cli.output import console, print_yaml, watched
 from peftjob.errors import JobError
 
 
@@ -107,7 +107,7 @@ def _logs(args: argparse.Namespace) -> int:
 
 def _wait(args: argparse.Namespace) -> int:
     job = client(args).job(args.name, namespace=args.namespace)
-    print(job.wait(timeout_s=args.timeout, progress=True).adapter)
+    print(watched(job, args, timeout_s=args.timeout).adapter)
     return 0
 
 

@@ -31,9 +31,9 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", type=Path, help="a spec in YAML or JSON")
     parser.add_argument("--name", help="of the job and its adapter")
     parser.add_argument(
-        "--model", metavar="URI", help="the base model: hf://org/name, file:///path"
+        "--model", metavar="FOLDER|URI", help="the base model: hf://org/name, ./folder"
     )
-    parser.add_argument("--dataset", metavar="URI", help="file:///a.jsonl, https://…, hf://…")
+    parser.add_argument("--dataset", metavar="PATH|URI", help="a.jsonl, https://…, hf://…")
     parser.add_argument("--workers", type=int, help="replicas in all (default 1)")
     parser.add_argument(
         "--set",
@@ -102,8 +102,8 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     for path, value in (
         ("name", args.name),
         ("namespace", getattr(args, "namespace", None)),
-        ("base_model.source", args.model),
-        ("dataset.source", args.dataset),
+        ("base_model.source", _source(args.model)),
+        ("dataset.source", _source(args.dataset)),
         ("num_workers", args.workers),
         ("output.registry.ref", getattr(args, "registry", None)),
     ):
@@ -115,6 +115,12 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
             raise UsageError(f"--set {setting!r}: write PATH=VALUE, such as training.seed=1")
         _put(data, path, _scalar(text))
     return data
+
+
+def _source(given: str | None) -> str | None:
+    """The URI of a file or folder of this machine; what is none is left as it is."""
+    path = Path(given).expanduser() if given and "://" not in given else None
+    return path.resolve().as_uri() if path and path.exists() else given
 
 
 def _scalar(text: str) -> Any:

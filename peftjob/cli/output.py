@@ -1,10 +1,14 @@
 """How verbs print: YAML to stdout, what is for people to stderr."""
 
+import argparse
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from peftjob.job import Job
 
 
 def print_yaml(objects: list[dict[str, Any]]) -> None:
@@ -19,3 +23,15 @@ def console(file: Any = None) -> "Console":
     from rich.console import Console
 
     return Console(file=file or sys.stderr, soft_wrap=True)
+
+
+def watched(job: "Job", args: argparse.Namespace, *, timeout_s: float | None = None) -> "Job":
+    """The job, which has succeeded; how it goes is shown on stderr until then."""
+    try:
+        return job.wait(timeout_s=timeout_s, progress=True)
+    except KeyboardInterrupt:
+        where = ["--home", args.home] if args.home else ["--local"] if args.local else []
+        given = ["-n", args.namespace] if args.namespace else []
+        again = shlex.join(["peftjob", "wait", job.name, *where, *given])
+        print(f"the job goes on; watch it again with: {again}", file=sys.stderr)
+        raise

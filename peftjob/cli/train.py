@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from peftjob.cli.options import add_cluster, add_spec, add_verb, client, namespace, spec_data
-from peftjob.cli.output import console, print_yaml
+from peftjob.cli.output import console, print_yaml, watched
 
 
 def add(verbs: Any) -> None:
@@ -29,15 +29,9 @@ def _train(args: argparse.Namespace) -> int:
         print_yaml(render(spec))
         return 0
     api = client(args)
-    terminal = console()
     job = api.submit(spec)
-    terminal.print(f"job {job.name} submitted", highlight=False)
+    console().print(f"job {job.name} submitted", highlight=False)
     if args.no_wait:
         return 0
-    try:
-        job.wait(progress=True)
-    except KeyboardInterrupt:
-        terminal.print(f"the job goes on; see it with: peftjob get {job.name}")
-        raise
-    print(job.adapter)
+    print(watched(job, args).adapter)
     return 0

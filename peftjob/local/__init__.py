@@ -2,9 +2,9 @@
 
 Kubernetes' own Python client talks to it: `api` answers the HTTP requests that the client would
 send, from objects that `store` keeps in one SQLite file. A detached supervisor for each job (or
-InferenceService) plays operator and kubelet: `operator` and `serving` say which pods there should
-be and what the conditions are (pure), `pod` runs them as processes of this machine through
-`shim`. Jobs outlive the process that submitted them.
+InferenceService) plays operator and kubelet: `operator`, `batch` and `serving` say which pods
+there should be and what the conditions are (pure), `pod` runs them as processes of this machine
+through `shim`. Jobs outlive the process that submitted them.
 
 It is for one machine: who outgrows it sends the same manifest to a cluster. It must not change
 the environment or the directory of the process that uses it. May import peftjob's lower layers;

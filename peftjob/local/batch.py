@@ -6,7 +6,8 @@ backoffLimit lasts and the podFailurePolicy does not end it.
 
 import json
 
-from peftjob.local.operator import Plan, owner_reference
+from peftjob.local.operator import Plan
+from peftjob.local.replica import owner_reference
 from peftjob.local.store import Body
 
 BACKOFF_LIMIT = 6

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from peftjob.local import operator
+from peftjob.local import replica
 from peftjob.local.environment import ASSIGNED_GPUS
 from peftjob.local.pod import UNSCHEDULABLE
 from peftjob.local.store import Body
@@ -45,5 +45,5 @@ def _requested(pod: Body) -> int:
 def _position(job: Body, pod: Body) -> int:
     if "pytorchReplicaSpecs" not in job["spec"]:
         return 0
-    names = [operator.pod_name(job["metadata"]["name"], k, i) for k, i, _ in operator.replicas(job)]
+    names = [replica.pod_name(job["metadata"]["name"], k, i) for k, i, _ in replica.replicas(job)]
     return names.index(pod["metadata"]["name"])

@@ -152,6 +152,8 @@ class PodRunner:
                 if err.reason in ("ErrImagePull", "InvalidPod"):
                     # A cluster would try for ever; here nothing can change by itself.
                     self._phase = "Failed"
+        if self.ended:
+            self._machine.volumes.remove_secrets(self.pod, self.folder)
         return self._status()
 
     def _advance(self) -> None:

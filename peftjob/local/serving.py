@@ -9,9 +9,10 @@ import re
 from urllib.parse import unquote, urlsplit
 
 from peftjob import contract
-from peftjob.inference import serving_runtime
-from peftjob.local.operator import Address, Plan, owner_reference
+from peftjob.local.operator import Plan
+from peftjob.local.replica import Address, owner_reference
 from peftjob.local.store import Body
+from peftjob.serving_runtime import GPU_RUNTIME_NAME, serving_runtime
 
 VOLUME = "kserve-provision-location"
 _ANNOTATION = re.compile(r"\{\{index \.Annotations `([^`]+)`\}\}")
@@ -25,7 +26,7 @@ def render_pod(service: Body, address: Address) -> Body:
     """The predictor's pod: the runtime's container with the service's model and arguments."""
     metadata = service["metadata"]
     model = service["spec"]["predictor"]["model"]
-    runtime = serving_runtime()["spec"]
+    runtime = serving_runtime(gpu=model.get("runtime") == GPU_RUNTIME_NAME)["spec"]
     container = json.loads(json.dumps(runtime["containers"][0]))
     args = [_expanded(arg, metadata) for arg in container.get("args") or ()]
     # The last of an option given twice wins: this machine's address, not the pod's.
@@ -40,6 +41,11 @@ def render_pod(service: Body, address: Address) -> Body:
     mounts += model.get("volumeMounts") or ()
     mounts.append({"name": VOLUME, "mountPath": contract.MOUNTED_MODEL_DIR, "readOnly": True})
     container["volumeMounts"] = mounts
+    own_resources, shared = model.get("resources") or {}, container.get("resources") or {}
+    container["resources"] = {
+        side: {**(shared.get(side) or {}), **(own_resources.get(side) or {})}
+        for side in ("requests", "limits")
+    }
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
         if get := (container.get(probe) or {}).get("httpGet"):
             get["port"] = address.port

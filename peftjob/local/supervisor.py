@@ -12,19 +12,20 @@ import shutil
 import signal
 import time
 import traceback
-import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from peftjob.local import batch, operator, serving
+from peftjob.local import batch, operator, replica, serving
 from peftjob.local.collection import OWNERS, collect
 from peftjob.local.conditions import has_failed, is_finished
 from peftjob.local.edits import mark_deleted, mark_killed, set_failed, set_status
+from peftjob.local.events import render_event
 from peftjob.local.gpus import assign_gpus
-from peftjob.local.operator import Address, Plan
+from peftjob.local.operator import Plan
 from peftjob.local.pod import Machine, PodRunner, left_over, pod_folder
 from peftjob.local.ports import free_port
+from peftjob.local.replica import Address
 from peftjob.local.shim import PR_SET_CHILD_SUBREAPER
 from peftjob.local.store import ApiError, Body, Store, Supervised, now
 from peftjob.local.volumes import Volumes
@@ -141,6 +142,7 @@ class Supervisor:
             if runner and runner.alive:
                 runner.terminate()
             elif not left_over(pod_folder(self._root, pod)):
+                self._volumes.remove_secrets(pod, pod_folder(self._root, pod))
                 self._runners.pop(name, None)
                 self._store.delete("pods", self._work.namespace, name)
 
@@ -172,7 +174,7 @@ class Supervisor:
             "services", self._work.namespace, name
         ):
             _, kind, index = name.rsplit("-", 2)
-            service = operator.render_service(job, kind.capitalize(), int(index))
+            service = replica.render_service(job, kind.capitalize(), int(index))
             self._store.create("services", self._work.namespace, service)
             self._event(job, "Normal", "SuccessfulCreateService", f"Created service: {name}")
         try:
@@ -188,7 +190,7 @@ class Supervisor:
 
         if self._machine is None:
             job = self._job() or pod
-            processes = len(operator.replicas(job)) if self._work.plural == "pytorchjobs" else 1
+            processes = len(replica.replicas(job)) if self._work.plural == "pytorchjobs" else 1
             self._machine = Machine(
                 root=self._root,
                 volumes=self._volumes,
@@ -207,7 +209,7 @@ class Supervisor:
         job = self._job()
         if job is None or "Master" not in job["spec"]["pytorchReplicaSpecs"]:
             return True
-        master = self._pods().get(operator.meeting_pod(job))
+        master = self._pods().get(replica.meeting_pod(job))
         return master is not None and master["status"]["phase"] != "Pending"
 
     def _adopt(self) -> None:
@@ -223,6 +225,7 @@ class Supervisor:
             message = "the job's supervisor was killed, and this pod's processes with it"
             self._event(pod, "Warning", "SupervisorKilled", message)
             if pod["spec"].get("restartPolicy") == "Never":
+                self._volumes.remove_secrets(pod, pod_folder(self._root, pod))
                 self._write("pods", name, partial(mark_killed, message=message))
             else:
                 counts = {e["name"]: e["restartCount"] + ("running" in e["state"]) for e in entries}
@@ -274,34 +277,8 @@ class Supervisor:
                 raise
 
     def _event(self, about: Body, kind: str, reason: str, message: str) -> None:
-        metadata = about["metadata"]
-        stamp = now()
-        self._store.create(
-            "events",
-            self._work.namespace,
-            {
-                "apiVersion": "v1",
-                "kind": "Event",
-                "metadata": {
-                    "name": f"{metadata['name']}.{uuid.uuid4().hex[:16]}",
-                    "ownerReferences": [self._owner],
-                },
-                "involvedObject": {
-                    "apiVersion": about["apiVersion"],
-                    "kind": about["kind"],
-                    "name": metadata["name"],
-                    "namespace": self._work.namespace,
-                    "uid": metadata["uid"],
-                },
-                "type": kind,
-                "reason": reason,
-                "message": message,
-                "count": 1,
-                "firstTimestamp": stamp,
-                "lastTimestamp": stamp,
-                "source": {"component": operator.OPERATOR},
-            },
-        )
+        event = render_event(about, self._owner, kind=kind, reason=reason, message=message)
+        self._store.create("events", self._work.namespace, event)
 
     def _end_strays(self) -> None:
         """Reap, and end, processes whose shim was killed: being the subreaper, they come here."""

@@ -127,6 +127,13 @@ class Volumes:
             "persistentVolumeClaim, emptyDir, hostPath, secret and configMap",
         )
 
+    def remove_secrets(self, pod: Body, pod_folder: Path) -> None:
+        """Delete the Secrets that a pod had mounted: a kubelet keeps them as long as it runs."""
+        secrets = {v["name"] for v in pod["spec"].get("volumes") or () if v.get("secret")}
+        for folder in pod_folder.glob("volumes/*") if secrets else ():
+            if folder.name in secrets:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def read(self, plural: str, namespace: str, name: str) -> dict[str, bytes]:
         """The data of a Secret or ConfigMap."""
         body = self._store.find(plural, namespace, name)

@@ -89,6 +89,7 @@ def trainer(spec: PeftJobSpec, role: Role) -> Object:
         variables += login_env
         variables += _hub_token(spec) if upload == "hf" else ()
         variables += _s3_keys(spec) if upload == "s3" else ()
+        variables += _model_registry_token(spec) if spec.output.model_registry else ()
         mounts += login_mounts
     metrics_port = spec.training.metrics_port if role.writes_results else None
     if metrics_port is not None:
@@ -162,6 +163,11 @@ def _escaped(text: str) -> str:
 def _hub_token(spec: PeftJobSpec) -> Iterator[Object]:
     if token := spec.secrets.hub_token:
         yield from_secret("HF_TOKEN", token.name, token.key)
+
+
+def _model_registry_token(spec: PeftJobSpec) -> Iterator[Object]:
+    if token := spec.secrets.model_registry_token:
+        yield from_secret("MODEL_REGISTRY_TOKEN", token.name, token.key)
 
 
 def _s3_keys(spec: PeftJobSpec) -> Iterator[Object]:

@@ -4,10 +4,11 @@
     manifest      manifests and descriptors                        pure
     annotations   what an image says of itself                     pure
     compatibility what vLLM, KAITO and our runtime can load        pure
-    compression   gzip, written to the byte the same
+    compression   gzip, written to the byte the same; zstd, read
     ahead         chunks made while those before them are used
     digest        a sha256 beside other work
     layer         layers, written to the byte the same
+    tar           a layer, read forward only
     archive       layers, extracted by code of our own
     store         the Protocol that both places of images fulfil
     files         files that are whole or absent
@@ -27,8 +28,8 @@
 
 Every image is named by its digest, and every byte that is read is checked against it. This
 package must not load models, know about jobs or clusters, or write outside the folder it is
-given. May import peftjob.errors, peftjob.contract, peftjob.spec, the standard library, requests
-and, in signature only, cryptography; no torch, no safetensors, no huggingface_hub.
+given. May import peftjob.{contract,errors,source_uris,spec}, the standard library, requests,
+zstandard and, in signature only, cryptography; no torch, no safetensors, no huggingface_hub.
 """
 
 from peftjob.oci.adapter import adapter_files, push, read_adapter

@@ -9,16 +9,14 @@ lead elsewhere.
 import os
 import shutil
 import tarfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, cast
 
 from peftjob.errors import RegistryError
-from peftjob.oci.compression import inflated
 from peftjob.oci.files import sync_folder
-from peftjob.oci.store import CHUNK_BYTES
+from peftjob.oci.tar import DAMAGED, TarReader, tar_of
 
 MODELS = "models"
 """Where KServe looks for the files of an image."""
@@ -31,8 +29,6 @@ gives more."""
 MAX_FILES = 100_000
 _MAX_DEPTH = 32
 _SYNC_BYTES = 64 << 20
-_MAX_HEADER_BYTES = 1 << 20
-"""A longer extended header would be read into memory at once; honest ones have a few hundred."""
 
 
 class Extraction:
@@ -54,20 +50,17 @@ class Extraction:
             RegistryError: it holds something that an adapter image has no business to hold, or
                 more than the bounds allow, or is no tar.
         """
-        if media_type.endswith(("+gzip", ".gzip")):
-            raw = inflated(blob)
-        elif media_type.endswith(".tar"):
-            raw = blob
-        else:
+        raw = tar_of(blob, media_type)
+        if raw is None:
             raise RegistryError(
-                f"{self._where} has a layer of type {media_type!r}; only tar and tar+gzip can be "
-                "pulled, so push it again as an image with such a layer"
+                f"{self._where} has a layer of type {media_type!r}; only tar, tar+gzip "
+                "and tar+zstd can be pulled, so push it again as an image with such a layer"
             )
         try:
-            reader = _TarReader(raw, self._bytes_left)
+            reader = TarReader(raw, self._bytes_left)
             self._take_all(reader)
             self._bytes_left -= reader.position
-        except (tarfile.TarError, zlib.error) as err:
+        except DAMAGED as err:
             # Bytes that are not those of the digest are the better reason, and show at the end.
             _drain(blob)
             raise self._refusal(f"a layer that is no whole tar ({err})") from err
@@ -90,7 +83,7 @@ class Extraction:
             f"{self._where} holds no files under {MODELS}/ or {DATA}/; it is no adapter image"
         )
 
-    def _take_all(self, reader: "_TarReader") -> None:
+    def _take_all(self, reader: TarReader) -> None:
         with tarfile.open(fileobj=cast(IO[bytes], reader), mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # else they add up in memory
@@ -103,7 +96,7 @@ class Extraction:
                     raise tarfile.ReadError("a header is damaged")
         reader.skip_rest()
 
-    def _take(self, member: tarfile.TarInfo, reader: "_TarReader") -> None:
+    def _take(self, member: tarfile.TarInfo, reader: TarReader) -> None:
         self._files_left -= 1
         if self._files_left < 0:
             raise self._refusal("more files than allowed")
@@ -153,7 +146,7 @@ class Extraction:
                 raise self._refusal("more bytes than allowed") from None
             shutil.copy(source, target)
 
-    def _write(self, member: tarfile.TarInfo, target: Path, reader: "_TarReader") -> None:
+    def _write(self, member: tarfile.TarInfo, target: Path, reader: TarReader) -> None:
         reader.seek(member.offset_data)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
         with (
@@ -180,69 +173,6 @@ class Extraction:
 
     def _refusal(self, what: str) -> RegistryError:
         return RegistryError(f"{self._where} holds {what}; nothing of it was kept, don't trust it")
-
-
-class _TarReader:
-    """The uncompressed tar, forward only: counted and bounded."""
-
-    def __init__(self, chunks: Iterator[bytes], max_bytes: int) -> None:
-        self._chunks = chunks
-        self._chunk = memoryview(b"")
-        self._max_bytes = max_bytes
-        self.position = 0
-        self.last_read = b""
-
-    def tell(self) -> int:
-        return self.position
-
-    def read(self, size: int) -> bytes:
-        """So many bytes, or fewer at the end."""
-        if not 0 <= size <= max(_MAX_HEADER_BYTES, CHUNK_BYTES):
-            raise tarfile.ReadError(f"a header of {size} bytes")
-        parts = []
-        while size > 0 and (part := self.part(size)):
-            parts.append(part)
-            size -= len(part)
-        self.last_read = b"".join(parts)
-        return self.last_read
-
-    def part(self, size: int) -> memoryview:
-        """At least one byte and at most so many, not copied; none at the end."""
-        while not self._chunk:
-            chunk = next(self._chunks, None)
-            if chunk is None:
-                break
-            self._chunk = memoryview(chunk)
-        part, self._chunk = self._chunk[:size], self._chunk[size:]
-        self.position += len(part)
-        if self.position > self._max_bytes:
-            raise tarfile.ReadError("more bytes than allowed")
-        return part
-
-    def seek(self, position: int) -> None:
-        if position < self.position:
-            raise tarfile.ReadError("a negative size")
-        while self.position < position:
-            if not self.read(min(position - self.position, CHUNK_BYTES)):
-                raise EOFError
-
-    def skip_padding(self, position: int) -> bool:
-        """Go to the next header; False where the tar ends instead.
-
-        umoci leaves out the padding of the last file and the end mark, so that is no damage. A
-        file that was cut short was noticed before.
-        """
-        while self.position < position:
-            if not self.read(min(position - self.position, CHUNK_BYTES)):
-                if position - self.position >= tarfile.BLOCKSIZE:
-                    raise EOFError
-                return False
-        return True
-
-    def skip_rest(self) -> None:
-        """Read to the end, so that the digest covers what follows the last member."""
-        while self.part(CHUNK_BYTES):
-            pass
 
 
 def _drain(chunks: Iterator[bytes]) -> None:

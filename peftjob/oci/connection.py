@@ -90,10 +90,10 @@ class Connection:
                 login_tried = True
             elif status in (301, 302, 303, 307, 308) and method in ("GET", "HEAD"):
                 redirects += 1
-                if redirects > _MAX_REDIRECTS:
-                    raise RegistryError(f"can't {what}: redirected in a circle; check the name")
-                url = self.next_url(response, what)
-                response.close()
+                with response:
+                    if redirects > _MAX_REDIRECTS:
+                        raise RegistryError(f"can't {what}: redirected in a circle; check the name")
+                    url = self.next_url(response, what)
             elif status in (401, 403):
                 raise self.refusal(what, response)
             else:

@@ -49,7 +49,7 @@ class Layout:
         except FileNotFoundError:
             return False
 
-    def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, blob: Descriptor) -> Generator[bytes]:
         """The blob's own file, checked before its first byte is handed out. See Store."""
         path = self._path(blob.digest)
         try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 from peftjob.errors import UsageError
+from peftjob.source_uris import holds_login
 
 FORMS = "write [oci://]host[:port]/name[:tag][@sha256:…] or oci-layout:///folder[:tag][@sha256:…]"
 LAYOUT_SCHEME = "oci-layout://"
@@ -77,7 +78,8 @@ class Reference:
             folder, tag = _split_tag(rest.removeprefix(LAYOUT_SCHEME))
             return cls(None, folder.rstrip("/") or "/", tag or default_tag, digest)
         rest = rest.removeprefix("oci://")
-        if "@" in rest.partition("/")[0]:
+        address = rest if "://" in rest else f"oci://{rest}"
+        if holds_login(address) or "@" in rest.partition("/")[0]:
             # The value may be a password, so it is not repeated.
             raise UsageError(f"a reference holds no login; use `docker login` and {FORMS}")
         if "://" in rest or "/" not in rest:

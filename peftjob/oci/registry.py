@@ -6,7 +6,7 @@ read is checked, and the tag moves last.
 
 import hashlib
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import BinaryIO
 from urllib.parse import quote, urljoin
 
@@ -78,10 +78,10 @@ class Registry:
 
         return retrying(what, ask, sleep=self._connection.sleep)
 
-    def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, blob: Descriptor) -> Generator[bytes]:
         """Download, going on where a connection breaks. See Store."""
         received = hashlib.sha256()
-        for chunk in blob_chunks(self._connection, blob, start=0):
+        for chunk in blob_chunks(self._connection, blob):
             received.update(chunk)
             yield chunk
         if f"sha256:{received.hexdigest()}" != blob.digest:

@@ -1,6 +1,6 @@
 """What the two places of images, a registry and a layout folder, have in common."""
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from typing import BinaryIO, Protocol
 
 from peftjob.oci.manifest import Descriptor
@@ -19,7 +19,7 @@ class Store(Protocol):
     def has_blob(self, blob: Descriptor) -> bool:
         """Whether the blob is there and need not be put."""
 
-    def read_blob(self, blob: Descriptor) -> Iterator[bytes]:
+    def read_blob(self, blob: Descriptor) -> Generator[bytes]:
         """The bytes of the blob, chunk by chunk.
 
         Digest and size are checked at the end: a reader that has not come to the end of the

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from peftjob.errors import RegistryError, RegistryUnavailableError, UsageError
+from peftjob.source_uris import holds_login
 
 PART_BYTES = 16 << 20
 """A larger file goes in parts of this size, each tried again alone."""
@@ -135,6 +136,11 @@ def _client(env: Mapping[str, str]) -> Any:
         response_checksum_validation="when_required",
     )
     key, secret = env.get("AWS_ACCESS_KEY_ID"), env.get("AWS_SECRET_ACCESS_KEY")
+    if endpoint and holds_login(endpoint):
+        raise UsageError(
+            "AWS_ENDPOINT_URL has a login in it; give http(s)://host:port, and the keys in "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
     if endpoint and urlsplit(endpoint).scheme not in ("http", "https"):
         raise UsageError(f"AWS_ENDPOINT_URL is {endpoint!r}; give http(s)://host:port")
     return botocore.session.Session().create_client(

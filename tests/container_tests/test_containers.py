@@ -15,8 +15,8 @@ from openai import OpenAI
 from examples.quickstart.dataset import HELDOUT_FILE, TRAIN_FILE
 from examples.quickstart.quickstart import JOB, RECIPE, WORKERS
 from peftjob import PeftJobSpec, inference, manifest
-from peftjob.local import operator, serving
-from peftjob.local.operator import Address
+from peftjob.local import serving
+from peftjob.local.replica import DEFAULT_PORT, Address, meeting_pod, render_pod, replicas
 from peftjob.progress import Result, from_line
 from tests.container_tests.conftest import HUB_PORT, REGISTRY_PORT, ROOT
 from tests.container_tests.engine import Body, Podman
@@ -72,8 +72,8 @@ def job_pods(
     )
     *claims, job = manifest.render(spec)
     job["metadata"]["uid"] = "0"
-    address = Address(operator.meeting_pod(job), operator.DEFAULT_PORT)
-    pods = [operator.render_pod(job, kind, i, address) for kind, i, _ in operator.replicas(job)]
+    address = Address(meeting_pod(job), DEFAULT_PORT)
+    pods = [render_pod(job, kind, i, address) for kind, i, _ in replicas(job)]
     return claims, {pod["metadata"]["name"]: pod for pod in pods}
 
 

@@ -97,6 +97,14 @@ def test_a_pod_waits_for_its_claim(cluster: Cluster) -> None:
     cluster.wait("waits", "Succeeded")
 
 
+def test_who_waits_is_told_what_the_fetch_said_last(cluster: Cluster) -> None:
+    said = "echo storage-initializer: model: 1 of 2 files; echo 'storage-initializer: model:   a'"
+    fetch = _init(f"echo ' '; ({said}) | sed 's/^/now /'; sleep 20", "storage-initializer")
+    cluster.create("fetches", "true", pod={"initContainers": [fetch]})
+    job = cluster.client.job("fetches")
+    until(lambda: job.describe() == "Created, fetching inputs: model: 1 of 2 files")
+
+
 def test_secrets_and_config_maps_reach_environment_and_files(cluster: Cluster) -> None:
     core = cluster.client.core_api
     core.create_namespaced_secret(

@@ -77,6 +77,25 @@ def test_no_secret_of_the_environment_stays_on_disk(
     assert not [path for path in files if b"canary-s3cr3t" in path.read_bytes()]
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_no_mounted_secret_outlives_its_pod(cluster: Cluster, killed: bool) -> None:
+    secret = {"metadata": {"name": "s"}, "stringData": {"token": "canary-s3cr3t"}}
+    cluster.client.core_api.create_namespaced_secret("default", secret)
+    cluster.create(
+        "quiet",
+        "sleep 60" if killed else "sleep 1",
+        policy="Never",
+        pod={"volumes": [{"name": "s", "secret": {"secretName": "s"}}]},
+        container={"volumeMounts": [{"name": "s", "mountPath": "/s"}]},
+    )
+    until(lambda: list(cluster.local.root.rglob("token")))
+    if killed:
+        cluster.wait("quiet", "Running")
+        cluster.kill_supervisor("quiet")
+    cluster.wait("quiet", "Failed" if killed else "Succeeded")
+    assert list(cluster.local.root.rglob("token")) == []
+
+
 def test_killing_the_shim_ends_the_container_too(cluster: Cluster) -> None:
     cluster.create("shim", "sleep 2345 & sleep 2345", policy="Never")
     cluster.wait("shim", "Running")

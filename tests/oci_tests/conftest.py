@@ -76,13 +76,15 @@ def layout(tmp_path: Path) -> Reference:
 def image_of(tmp_path: Path) -> Callable[..., Reference]:
     """Makes an image, in a layout, of tar members or of the bytes of a layer."""
 
-    def image_of(*members: tarfile.TarInfo, layer: bytes | None = None) -> Reference:
+    def image_of(
+        *members: tarfile.TarInfo, layer: bytes | None = None, packed: str = TAR_GZIP
+    ) -> Reference:
         if layer is None:
             layer = gzip.compress(tar_of(members))
         config = json.dumps({"rootfs": {"type": "layers", "diff_ids": []}}).encode()
         store = Layout(tmp_path / "made")
         blobs = []
-        for media_type, body in ((CONFIG, config), (TAR_GZIP, layer)):
+        for media_type, body in ((CONFIG, config), (packed, layer)):
             blobs.append(Descriptor(media_type, digest_of(body), len(body)))
             store.put_blob(blobs[-1], io.BytesIO(body))
         store.put_manifest(Manifest(blobs[0], (blobs[1],), {}).to_bytes(), version="made")

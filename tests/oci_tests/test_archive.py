@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from peftjob.errors import RegistryError
 from peftjob.oci import Reference, pull
@@ -20,6 +21,7 @@ def member(
 
 
 GOOD = member("models/a", size=3)
+TAR_ZSTD = "application/vnd.oci.image.layer.v1.tar+zstd"
 
 EVIL = {
     "parent": [member("models/../../evil", size=1)],
@@ -151,3 +153,41 @@ def test_a_layer_that_is_no_whole_tar_is_refused_in_one_line(
 
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        b"no zstd at all",
+        b"",
+        zstandard.compress(b"no tar at all" * 100),
+        zstandard.compress(whole())[:-3],
+    ],
+    ids=["no zstd", "empty", "no tar", "short zstd"],
+)
+def test_a_layer_that_is_no_whole_zstd_is_refused_in_one_line(
+    image_of: Callable[..., Reference], tmp_path: Path, layer: bytes
+) -> None:
+    with pytest.raises(RegistryError, match="no whole tar") as caught:
+        pull(image_of(layer=layer, packed=TAR_ZSTD), tmp_path / "out")
+
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_zstd_bomb_is_stopped_at_the_bound(
+    image_of: Callable[..., Reference], tmp_path: Path
+) -> None:
+    layer = zstandard.compress(bytes(member("models/a", size=4 << 20).tobuf()) + bytes(4 << 20))
+
+    with pytest.raises(RegistryError, match="than allowed"):
+        pull(image_of(layer=layer, packed=TAR_ZSTD), tmp_path / "out", max_bytes=1 << 20)
+
+
+def test_a_layer_of_another_type_says_which_there_are(
+    image_of: Callable[..., Reference], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        RegistryError, match=r"of type 'a/b'; only tar, tar\+gzip and tar\+zstd can"
+    ):
+        pull(image_of(GOOD, packed="a/b"), tmp_path / "out")

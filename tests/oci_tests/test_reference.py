@@ -74,11 +74,21 @@ def test_what_is_no_reference_is_refused_in_one_line_with_the_valid_forms(text: 
     assert "\n" not in str(caught.value)
 
 
-def test_a_login_in_a_reference_is_refused_and_not_repeated() -> None:
-    with pytest.raises(UsageError) as caught:
-        Reference.parse("oci://me:hunter2@ghcr.io/a")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "oci://me:hunter2@ghcr.io/a",
+        "me:hunter2@ghcr.io/a:v1",
+        "me:hun/hunter2@ghcr.io/a",
+        "https://me:hunter2@ghcr.io/a",
+        "hunter2@ghcr.io/a",
+    ],
+)
+def test_a_login_in_a_reference_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(UsageError, match="holds no login") as caught:
+        Reference.parse(text)
 
-    assert "hunter2" not in str(caught.value)
+    assert "hun" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

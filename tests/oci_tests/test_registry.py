@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from peftjob.errors import (
@@ -20,6 +21,7 @@ from peftjob.oci import Reference, pull, push, resolve
 from peftjob.oci.manifest import INDEX, MANIFEST, Descriptor, digest_of, to_json_bytes
 from peftjob.oci.places import opened
 from peftjob.oci.registry import Registry
+from tests.hub_server import Fault, FileServer
 
 PASSWORD = "correct horse"
 BODY = b"weights" * 1000
@@ -282,6 +284,21 @@ def test_redirects_in_a_circle_end(serve: Any, tmp_path: Path) -> None:
 
     with pytest.raises(RegistryError, match="in a circle"):
         list(client(server.host, []).read_blob(BLOB))
+
+
+def test_redirects_in_a_circle_leave_no_connection_open() -> None:
+    with FileServer() as server:
+        server.faults = [Fault("", status=302, headers={"Location": ""})]
+        registry = client(f"127.0.0.1:{server.port}", [])
+        # The error holds the frames that it passed, and they what they have not closed.
+        with pytest.raises(RegistryError) as caught:
+            list(registry.read_blob(BLOB))
+        registry.close()
+        ours = psutil.Process().connections("tcp")
+        left = [one for one in ours if one.raddr and one.raddr.port == server.port]
+
+    assert caught.value
+    assert not left
 
 
 @pytest.fixture

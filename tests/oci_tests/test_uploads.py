@@ -39,7 +39,7 @@ def env(endpoint: str, request: pytest.FixtureRequest) -> dict[str, str]:
 
 @pytest.fixture
 def bucket(env: dict[str, str]) -> Iterator[Any]:
-    """boto3's bucket `models`, emptied at the end."""
+    """boto3's bucket, emptied at the end; all servers of moto in a process have the same ones."""
     import boto3
 
     resource = boto3.resource(
@@ -49,7 +49,7 @@ def bucket(env: dict[str, str]) -> Iterator[Any]:
         aws_access_key_id="of-a-test",
         aws_secret_access_key="of-a-test",
     )
-    bucket = resource.create_bucket(Bucket="models")
+    bucket = resource.create_bucket(Bucket="uploaded")
     yield bucket
     bucket.objects.delete()
     bucket.delete()
@@ -59,10 +59,27 @@ def objects(bucket: Any) -> dict[str, bytes]:
     return {item.key: item.get()["Body"].read() for item in bucket.objects.all()}
 
 
-def test_a_folder_goes_to_a_bucket(adapter: Path, bucket: Any, env: dict[str, str]) -> None:
-    address = upload(adapter, NAMES, "s3://models/team/a", env)
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:hunter2@models/a", "s3://AKIA:hun/ter2@models/a", "hf://me:hunter2@org/a"]
+)
+def test_a_login_in_an_address_is_refused_and_not_repeated(uri: str, adapter: Path) -> None:
+    with pytest.raises(UsageError, match="AWS_SECRET_ACCESS_KEY, or HF_TOKEN") as caught:
+        upload(adapter, NAMES, uri, {})
 
-    assert address == "s3://models/team/a/"
+    assert "hun" not in str(caught.value)
+
+
+def test_a_login_in_the_address_of_s3_is_refused_and_not_repeated(adapter: Path) -> None:
+    with pytest.raises(UsageError, match="AWS_ENDPOINT_URL has a login in it") as caught:
+        upload(adapter, NAMES, "s3://uploaded/a", {"AWS_ENDPOINT_URL": "http://me:hunter2@h:9000"})
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_folder_goes_to_a_bucket(adapter: Path, bucket: Any, env: dict[str, str]) -> None:
+    address = upload(adapter, NAMES, "s3://uploaded/team/a", env)
+
+    assert address == "s3://uploaded/team/a/"
     assert objects(bucket) == {f"team/a/{name}": (adapter / name).read_bytes() for name in NAMES}
 
 
@@ -73,9 +90,9 @@ def test_a_large_file_goes_in_parts_and_is_not_sent_again(
     with (adapter / "adapter_model.safetensors").open("ab") as weights:
         weights.write(bytes(11 << 20))
 
-    upload(adapter, NAMES, "s3://models/a", env)
+    upload(adapter, NAMES, "s3://uploaded/a", env)
     first = {item.key: item.last_modified for item in bucket.objects.all()}
-    upload(adapter, NAMES, "s3://models/a", env)
+    upload(adapter, NAMES, "s3://uploaded/a", env)
 
     weights_there = bucket.Object("a/adapter_model.safetensors")
     assert weights_there.e_tag.endswith('-3"')
@@ -86,12 +103,12 @@ def test_a_large_file_goes_in_parts_and_is_not_sent_again(
 def test_an_upload_over_another_adapter_never_leaves_a_mixture_that_loads(
     adapter: Path, bucket: Any, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload(adapter, NAMES, "s3://models/a", env)
+    upload(adapter, NAMES, "s3://uploaded/a", env)
     (adapter / "adapter_model.safetensors").write_bytes(b"another")
     monkeypatch.setattr(s3_module._Objects, "put", lambda *given: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
-        upload(adapter, NAMES, "s3://models/a", env)
+        upload(adapter, NAMES, "s3://uploaded/a", env)
 
     assert "a/adapter_config.json" not in objects(bucket)
 
@@ -105,7 +122,7 @@ def test_a_bucket_that_keeps_other_bytes_is_noticed(
     monkeypatch.setattr(s3_module._Objects, "put", damaged)
 
     with pytest.raises(RegistryError, match=r"has other bytes of README.md"):
-        upload(adapter, NAMES, "s3://models/a", env)
+        upload(adapter, NAMES, "s3://uploaded/a", env)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +130,7 @@ def test_a_bucket_that_keeps_other_bytes_is_noticed(
     [
         ("s3://nobodys/a", {}, RegistryError, "NoSuchBucket; make the bucket first"),
         ("s3://A_b/a", {}, UsageError, "names no bucket"),
-        ("s3://models/a", {"AWS_ENDPOINT_URL": "no address"}, UsageError, "AWS_ENDPOINT_URL"),
+        ("s3://uploaded/a", {"AWS_ENDPOINT_URL": "no address"}, UsageError, "AWS_ENDPOINT_URL"),
     ],
 )
 def test_a_bucket_that_can_not_be_written_is_one_line(

@@ -35,38 +35,42 @@ class Source:
 
 
 @contextmanager
-def source_of(kind: str, folder: Path, stores: Mapping[str, str]) -> Iterator[Source]:
-    """A source of this kind; `stores` has the URL of S3 and the host of a registry."""
+def source_of(
+    kind: str, folder: Path, stores: Mapping[str, str], weights: bytes = WEIGHTS
+) -> Iterator[Source]:
+    """A source of this kind; `stores` is what `fill_stores` gave for the same weights."""
     if kind == "hf":
         model = folder / "hub/models/org/tiny"
         model.mkdir(parents=True)
-        (model / "model.safetensors").write_bytes(WEIGHTS)
+        (model / "model.safetensors").write_bytes(weights)
         with HubServer(folder / "hub") as hub:
             env = {"HF_ENDPOINT": hub.url}
             yield Source("hf://org/tiny", hub, "/resolve/", "/api/", "model.safetensors", env)
     elif kind == "s3":
         with FaultProxy(stores["s3"]) as proxy:
             env = {"AWS_ENDPOINT_URL": proxy.url, **KEYS}
-            yield Source(
-                "s3://models/tiny", proxy, ".safetensors", "list-type", "model.safetensors", env
-            )
+            uri = f"s3://models/{stores['name']}"
+            yield Source(uri, proxy, ".safetensors", "list-type", "model.safetensors", env)
     elif kind == "https":
         with FileServer() as web:
-            web.files["w.safetensors"] = WEIGHTS
-            sum_ = hashlib.sha256(WEIGHTS).hexdigest()
+            web.files["w.safetensors"] = weights
+            sum_ = hashlib.sha256(weights).hexdigest()
             uri = f"{web.url}/w.safetensors#sha256={sum_}"
             yield Source(uri, web, "w.safetensors", "w.safetensors", "w.safetensors")
     else:
         with FaultProxy(f"http://{stores['oci']}") as proxy:
-            uri = f"oci://127.0.0.1:{proxy.port}/models/tiny:v1"
+            uri = f"oci://127.0.0.1:{proxy.port}/models/{stores['name']}:v1"
             yield Source(uri, proxy, stores["blob"], "/manifests/", "model.safetensors")
 
 
-def fill_stores(s3_url: str, registry: str) -> dict[str, str]:
-    """Put the model into both."""
+def fill_stores(s3_url: str, registry: str, weights: bytes = WEIGHTS) -> dict[str, str]:
+    """Put the model into both; where they are, its name there, the digest of its layer."""
+    # All servers of moto in a process have the same buckets.
+    name = f"of-{len(weights)}"
     client = s3(s3_url)
     client.create_bucket(Bucket="models")
-    client.put_object(Bucket="models", Key="tiny/model.safetensors", Body=WEIGHTS)
-    layer = layer_of({"models/model.safetensors": WEIGHTS})
-    push_image(registry, "models/tiny", layer)
-    return {"s3": s3_url, "oci": registry, "blob": hashlib.sha256(layer).hexdigest()}
+    client.put_object(Bucket="models", Key=f"{name}/model.safetensors", Body=weights)
+    layer = layer_of({"models/model.safetensors": weights})
+    push_image(registry, f"models/{name}", layer)
+    blob = hashlib.sha256(layer).hexdigest()
+    return {"s3": s3_url, "oci": registry, "name": name, "blob": blob}

@@ -7,6 +7,7 @@ import pytest
 
 from peftjob.errors import SourceError, SourceUnavailableError
 from provider import fetch
+from provider.base import shown
 from provider.paths import check_names
 from tests.hub_server import Fault, FileServer
 from tests.provider_tests.stores import KEYS, moto, s3
@@ -133,6 +134,39 @@ def test_an_address_within_is_refused_however_it_is_written(url: str, tmp_path: 
     assert "\n" not in str(caught.value)
     assert "user:pw" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+LOGINS = [
+    "hf://me:hunter2@org/name",
+    "s3://AKIA:hunter2@bucket/prefix",
+    "s3://AKIA:hun/ter2@bucket/prefix",
+    "oci://me:hunter2@ghcr.io/a:v1",
+    "pvc://me:hunter2@claim/a",
+    "https://me:hunter2@example.org/a.csv",
+    "https://hunter2@example.org/a.csv",
+    "https://example.org/a.csv https://me:hun/ter2@example.org/b.csv",
+    "none://me:hunter2@host/a",
+]
+
+
+@pytest.mark.parametrize("uri", LOGINS)
+def test_a_login_in_an_address_is_refused_and_not_repeated(uri: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="a login stands in the address") as caught:
+        fetch(uri, tmp_path / "d", kind="dataset", env={})
+    assert "hun" not in str(caught.value)
+    assert "hun" not in shown(uri)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"), [("hf://org/name", "HF_ENDPOINT"), ("s3://bkt/x", "AWS_ENDPOINT_URL")]
+)
+def test_a_login_in_the_address_of_a_service_is_not_repeated(
+    uri: str, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SourceError, match=f"{name} has a login in it") as caught:
+        fetch(uri, tmp_path / "d", kind="dataset", env={name: "http://me:hunter2@host:9000"})
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", [url for url in URLS if url != "http://127.0.0.1/x.csv"])

@@ -4,12 +4,18 @@ import json
 import shutil
 import subprocess
 import tarfile
+import uuid
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from peftjob.errors import SourceError, SourceUnavailableError
+from peftjob import base_model
+from peftjob.errors import ModelError, SourceError, SourceUnavailableError
+from peftjob.oci import Reference, inspect
+from peftjob.oci.manifest import INDEX
+from peftjob.spec import BaseModelSource
 from provider import fetch, part
 from provider.base import Kind
 from tests.fault_proxy import FaultProxy
@@ -75,6 +81,25 @@ def test_what_skopeo_copied_is_the_same(registry: str, tmp_path: Path) -> None:
     assert got.digest == same.digest
 
 
+@pytest.mark.parametrize("packing", ["zstd", "zstd:chunked"])
+def test_what_skopeo_packed_anew_is_the_same(packing: str, registry: str, tmp_path: Path) -> None:
+    if shutil.which("skopeo") is None:
+        pytest.skip("skopeo is not installed")
+    # New bytes: skopeo remembers which registry has which layer, and in what packing.
+    files = MODEL | {"models/README.md": uuid.uuid4().bytes}
+    source = write_layout(tmp_path / "layout", layer_of(files))
+    name = f"{registry}/org/{packing.replace(':', '-')}:v1"
+    copy = ["skopeo", "--insecure-policy", "copy", "-q"]
+    layout, plain = f"oci:{tmp_path / 'layout'}:v1", f"dir:{tmp_path / 'plain'}"
+    subprocess.run([*copy, "--dest-decompress", layout, plain], check=True)
+    options = ["--dest-tls-verify=false", "--dest-compress-format", packing]
+    subprocess.run([*copy, *options, plain, f"docker://{name}"], check=True)
+    (layer,) = inspect(Reference.parse(name)).layers
+    assert layer.media_type.endswith("+zstd")
+    got = fetch(source, tmp_path / "a", kind="model", env={})
+    assert fetch(f"oci://{name}", tmp_path / "b", kind="model", env={}).digest == got.digest
+
+
 def test_a_big_layer_comes_over_several_connections(
     registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,7 +109,8 @@ def test_a_big_layer_comes_over_several_connections(
     with FaultProxy(f"http://{registry}") as proxy:
         get(f"oci://127.0.0.1:{proxy.port}/org/wide:v1", tmp_path / "d")
         begun = {one.headers.get("range") for one in proxy.asked_for(digest(layer))}
-    assert begun == {None, "bytes=262144-", "bytes=524288-", "bytes=786432-"}
+    edges = [*range(0, len(layer), 262144), len(layer)]
+    assert begun == {f"bytes={at}-{end - 1}" for at, end in pairwise(edges)}
     assert (tmp_path / "d/model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -102,6 +128,56 @@ def test_layers_that_are_there_are_not_fetched_again(
         proxy.faults, proxy.requests = [], []
         assert "tokenizer.json" in get(uri, tmp_path / "d")
         assert proxy.asked_for(digest(first)) == []
+
+
+def test_of_an_index_with_an_attestation_the_image_is_fetched(tmp_path: Path) -> None:
+    """What `docker buildx` pushes."""
+    uri = write_layout(tmp_path / "layout", layer_of(MODEL))
+    index = json.loads((tmp_path / "layout/index.json").read_text())
+    attested = {"vnd.docker.reference.type": "attestation-manifest"}
+    other = {**index["manifests"][0], "digest": f"sha256:{0:064}", "annotations": attested}
+    body = json.dumps({"schemaVersion": 2, "manifests": [*index["manifests"], other]}).encode()
+    (tmp_path / "layout/blobs/sha256" / digest(body).removeprefix("sha256:")).write_bytes(body)
+    named = {"digest": digest(body), "size": len(body), "mediaType": INDEX}
+    named["annotations"] = index["manifests"][0]["annotations"]
+    (tmp_path / "layout/index.json").write_text(json.dumps({**index, "manifests": [named]}))
+    assert "model.safetensors" in get(uri, tmp_path / "d")
+
+
+ARCHITECTURE = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "vocab_size": 1000,
+}  # fmt: skip
+CONFIG_FILE = {"models/config.json": json.dumps(ARCHITECTURE).encode()}
+HEAVY = {"models/model.safetensors": WEIGHTS * 40}
+
+
+@pytest.mark.parametrize(
+    "layers", [[CONFIG_FILE | HEAVY], [CONFIG_FILE, HEAVY]], ids=["one layer", "two"]
+)
+def test_an_image_is_estimated_without_its_weights(
+    layers: list[dict[str, bytes]], registry: str, tmp_path: Path
+) -> None:
+    push_image(registry, "org/heavy", *map(layer_of, layers))
+    with FaultProxy(f"http://{registry}") as proxy:
+        source = BaseModelSource(source=f"oci://127.0.0.1:{proxy.port}/org/heavy:v1")
+        proxy.watch = lambda sent: None
+        assert base_model.architecture_of(source).hidden == 64
+        assert proxy.sent_bytes < len(WEIGHTS) * 20
+
+
+def test_an_image_in_a_folder_is_estimated(tmp_path: Path) -> None:
+    uri = write_layout(tmp_path / "layout", layer_of(CONFIG_FILE))
+    assert base_model.architecture_of(BaseModelSource(source=uri)).hidden == 64
+
+
+@pytest.mark.parametrize("layer", [HEAVY | CONFIG_FILE, {"models/a": b""}])
+def test_an_image_whose_config_is_not_found_at_once_is_one_line(
+    layer: dict[str, bytes], tmp_path: Path
+) -> None:
+    uri = write_layout(tmp_path / "layout", layer_of(layer))
+    with pytest.raises(ModelError, match=r"it has no config\.json before the weights in a layer"):
+        base_model.architecture_of(BaseModelSource(source=uri))
 
 
 def test_a_login_comes_from_the_docker_config(tmp_path: Path) -> None:
@@ -125,7 +201,6 @@ def test_a_login_comes_from_the_docker_config(tmp_path: Path) -> None:
         ("oci://{host}/org/none:v1", r"no image .*check the name and the tag"),
         ("oci://{host}/org/none@sha256:" + "0" * 64, "no image"),
         ("oci://org/name", "is no host of a registry"),
-        ("oci://u:p@{host}/x", "a reference holds no login"),
         ("oci-layout:///nowhere:v1", "no image layout in /nowhere"),
     ],
 )

@@ -1,5 +1,6 @@
 """s3:// against moto's server."""
 
+import base64
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -129,6 +130,26 @@ def test_the_checksum_that_was_stored_is_held_against_the_content(
     proxy.faults = [Fault(algorithm, damage=True)]
     with pytest.raises(SourceError, match=rf"damaged: its .*{header} is"):
         get(proxy.url, f"s3://bkt/sums/{algorithm}.csv", tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    ("name", "crc"), [("crc32c", "e3069283"), ("crc64nvme", "ae8b14860a799888")]
+)
+def test_a_crc_that_python_has_not_is_held_against_the_content(
+    name: str, crc: str, store: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """The values are those that their definitions give for these nine digits."""
+    s3(store).put_object(Bucket="bkt", Key="digits.csv", Body=b"123456789")
+    stored = {
+        "x-amz-server-side-encryption": "aws:kms",
+        f"x-amz-checksum-{name}": base64.b64encode(bytes.fromhex(crc)).decode(),
+        "x-amz-checksum-crc32": "",
+    }
+    proxy.faults = [Fault("digits.csv", headers=stored, method="HEAD")]
+    assert get(proxy.url, "s3://bkt/digits.csv", tmp_path / "d") == ["digits.csv"]
+    proxy.faults.append(Fault("digits.csv", damage=True))
+    with pytest.raises(SourceError, match=rf"its x-amz-checksum-{name} is .* should be {crc}"):
+        get(proxy.url, "s3://bkt/digits.csv", tmp_path / "e")
 
 
 def test_an_etag_that_is_no_md5_is_not_taken_for_one(

@@ -141,7 +141,7 @@ def test_a_forbidden_file_says_what_to_do(web: FileServer, dest: Path) -> None:
 
 
 def test_a_login_in_the_url_is_refused_and_not_shown(web: FileServer, dest: Path) -> None:
-    with pytest.raises(SourceError, match="holds a login") as caught:
+    with pytest.raises(SourceError, match="a login stands in the address") as caught:
         get(f"http://user:s3cret@127.0.0.1:{web.port}/rows.jsonl", dest)
     assert "s3cret" not in str(caught.value)
 

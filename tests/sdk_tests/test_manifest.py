@@ -292,6 +292,14 @@ def test_secrets_reach_only_the_containers_that_use_them() -> None:
     }
 
 
+def test_the_token_of_a_model_registry_reaches_the_replica_that_publishes() -> None:
+    secrets = {"model_registry_token": {"name": "registry", "key": "token"}}
+    output = {"model_registry": "http://registry:8080"}
+    found = _containers(make_spec(num_workers=2, secrets=secrets, output=output))
+    holders = {name for name, one in found.items() if _secret_variables(one)}
+    assert holders == {("Master", "pytorch")}
+
+
 def test_every_replica_of_an_elastic_job_may_fill_wait_and_write() -> None:
     spec = make_spec(num_workers=2, elastic={"min_replicas": 1, "max_replicas": 4})
     *claims, job = manifest.render(spec)

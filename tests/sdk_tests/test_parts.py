@@ -26,6 +26,14 @@ def _volume(**fields: Any) -> dict[str, Any]:
         ({"storage": {"mode": "rox"}}, "storage.mode: Input should be 'shared', 'read-only-many'"),
         ({"output": {"upload": "/adapters"}}, "'/adapters' is no place for files; write s3://"),
         ({"output": {"upload": "s3://"}}, "write s3://bucket/prefix or hf://org/name"),
+        ({"output": {"upload": "s3://AKIA:k@b/x"}}, "output.upload: a login stands in it"),
+        ({"output": {"upload": "hf://me:k@org/name"}}, "output.upload: a login stands in it"),
+        ({"output": {"registry": {"ref": "me:k@h.io/a"}}}, "output.registry.ref: a login stands"),
+        ({"output": {"model_registry": "registry:8080"}}, "'registry:8080' is no address of a ser"),
+        (
+            {"output": {"model_registry": "http://me:k@h"}},
+            "output.model_registry: a login stands in it",
+        ),
         ({"elastic": {"max_replicas": 0}}, "elastic.max_replicas"),
         ({"elastic": {"min_replicas": 3, "max_replicas": 2}}, "min_replicas 3 is above"),
         (

@@ -91,15 +91,42 @@ def test_at_the_end_nothing_is_left() -> None:
 def test_without_a_terminal_every_new_record_is_a_line_once() -> None:
     console, file = shown(terminal=False, width=200)
     job = Job()
+    job.state = "Created, [/starting]"
     with TrainingBar(console) as bar:
         bar.update(job)
         job.state, job.record = "Running, step 120 of 480", FULL
         bar.update(job)
         bar.update(job)
     assert file.getvalue().splitlines() == [
-        "Created, starting",
+        "Created, [/starting]",
         f"Running: step 120/480 · {' · '.join(numbers(FULL))}",
     ]
+
+
+def test_without_a_terminal_an_evaluation_is_told_once() -> None:
+    console, file = shown(terminal=False, width=200)
+    job = Job()
+    job.state = "Running"
+    with TrainingBar(console) as bar:
+        for step, held_out in ((0, 2.0), (10, 2.0), (20, 1.5)):
+            job.record = Progress(step=step, total_steps=20, epoch=1, loss=1, eval_loss=held_out)
+            bar.update(job)
+    assert file.getvalue().splitlines() == [
+        "Running: step 0/20 · loss 1.000 · held-out 2.000",
+        "Running: step 10/20 · loss 1.000",
+        "Running: step 20/20 · loss 1.000 · held-out 1.500",
+    ]
+
+
+def test_before_the_first_numbers_a_terminal_tells_below_the_bar_what_is_waited_for() -> None:
+    console, file = shown(terminal=True)
+    job = Job()
+    job.state = "Created, fetching inputs: model: [/a] 1 of 2 files, 1.2 GB"
+    with TrainingBar(console) as bar:
+        bar.update(job)
+    lines = file.getvalue().splitlines()
+    at = next(i for i, line in enumerate(lines) if "Created, fetching inputs" in line)
+    assert lines[at + 1] == "model: [/a] 1 of 2 files, 1.2 GB"
 
 
 def test_the_summary_of_a_running_job_goes_from_its_first_numbers_to_its_newest() -> None:

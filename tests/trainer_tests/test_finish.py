@@ -18,7 +18,9 @@ from peftjob.cli import main
 from peftjob.errors import RegistryError
 from peftjob.progress import Result, from_line
 from peftjob.volumes import Registry
+from tests.hub_server import Fault
 from tests.hub_uploads import TOKEN, UploadHub
+from tests.model_registry_server import ModelRegistryServer
 
 METRICS: dict[str, Any] = {
     "steps": 3,
@@ -133,3 +135,48 @@ def test_the_result_says_where_the_files_went(
     assert result.uploaded == f"hf://org/toy@{hub.branches['org/toy', 'main']}"
     assert hub.files("org/toy").keys() == {"adapter_config.json", "adapter_model.safetensors"}
     assert result.adapter.startswith("oci-layout://")
+
+
+def test_what_was_published_and_not_told_is_left_to_the_next_try(job: options.Job) -> None:
+    pending = job.output_dir / publish.PENDING_FILE
+    pending.touch()
+    (job.output_dir / RESULT_FILE).mkdir()
+    with pytest.raises(IsADirectoryError):
+        end(job)
+    assert pending.exists()
+
+    (job.output_dir / RESULT_FILE).rmdir()
+    assert end(job).adapter
+    assert not pending.exists()
+
+
+def entered_in(job: options.Job, server: str) -> options.Job:
+    """The same job, whose adapter is entered in a Model Registry."""
+    output = job.spec.output.model_copy(update={"model_registry": server})
+    return replace(job, spec=job.spec.model_copy(update={"output": output}))
+
+
+def test_the_result_says_how_the_adapter_is_registered(job: options.Job) -> None:
+    with ModelRegistryServer() as server:
+        result = end(entered_in(job, server.url))
+
+    digest = result.adapter.partition("@sha256:")[2]
+    assert result.registered == f"toy {digest[:12]}"
+    assert server.all("artifacts")[0]["uri"].endswith(result.adapter.partition("@")[2])
+
+
+def test_a_model_registry_that_refuses_fails_no_job_and_its_command_registers_later(
+    job: options.Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ModelRegistryServer() as server:
+        server.faults = [Fault("", times=1, status=403)]
+        with caplog.at_level("WARNING", logger="llm_trainer"):
+            result = end(entered_in(job, server.url))
+        assert result.registered is None
+        (line,) = [one.getMessage() for one in caplog.records]
+        command = shlex.split(line.split("`")[1])
+        with pytest.raises(SystemExit) as ended:
+            main(command[1:])
+
+        assert (command[:3], ended.value.code) == (["peftjob", "adapter", "register"], 0)
+        assert server.all("artifacts")[0]["uri"].endswith(result.adapter.partition("@")[2])

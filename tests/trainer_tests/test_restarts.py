@@ -1,5 +1,6 @@
 """Runs that get no further are counted, and end."""
 
+import json
 from typing import Any
 
 import pytest
@@ -23,6 +24,11 @@ def job(tmp_path: Any) -> options.Job:
 def _run(job: options.Job, failure: Failure | None = FAILED, *, was_stopped: bool = False) -> None:
     restarts.begin(job)
     restarts.end(job, failure, was_stopped=was_stopped)
+
+
+def _counted(job: options.Job) -> int:
+    runs: int = json.loads((job.output_dir / restarts.FILE).read_text())["runs"]
+    return runs
 
 
 def test_a_job_gives_up_after_its_limit_with_the_last_cause(job: options.Job) -> None:
@@ -52,6 +58,7 @@ def test_a_checkpoint_is_progress(job: options.Job) -> None:
 def test_a_run_that_was_asked_to_leave_does_not_count(job: options.Job) -> None:
     for _ in range(9):
         _run(job, was_stopped=True)
+    assert _counted(job) == 0
 
 
 def test_success_forgets(job: options.Job) -> None:
@@ -73,3 +80,4 @@ def test_nothing_is_counted_where_there_is_no_limit_or_the_operator_counts(
 def test_a_file_that_says_nothing_is_a_beginning(job: options.Job) -> None:
     (job.output_dir / restarts.FILE).write_text("{")
     _run(job)
+    assert _counted(job) == 1

@@ -59,6 +59,15 @@ def test_a_setting_is_read_as_yaml_is(setting: str, expected: str) -> None:
     assert expected in run("train", *MINIMAL, "--set", setting, "--dry-run").stdout
 
 
+def test_a_path_of_this_machine_is_a_source(tmp_path: Path) -> None:
+    (tmp_path / "a model").mkdir()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    paths = ("--model", str(tmp_path / "a model"), "--dataset", str(tmp_path / "rows.jsonl"))
+    printed = run("train", "--name", "docs", *paths, "--dry-run").stdout
+    for path in (tmp_path / "a model", tmp_path / "rows.jsonl"):
+        assert f'"source":"{path.as_uri()}"' in printed
+
+
 def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     file.write_text("name: a\nbase_model: {source: hf://a/b}\ndataset: {source: file:///d}\n")

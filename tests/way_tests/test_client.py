@@ -1,6 +1,7 @@
 """TrainingClient.train: what it creates, and what it refuses before anything is created."""
 
 import contextlib
+import copy
 from typing import Any
 
 import pytest
@@ -16,8 +17,8 @@ from peftjob.errors import (
     NotFoundError,
     SpecError,
 )
-from peftjob.job import Patience
 from peftjob.objects import Objects
+from peftjob.patience import Patience
 from tests.local_tests.conftest import Cluster
 
 ARGUMENTS: dict[str, Any] = {
@@ -51,20 +52,18 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_created(cluster: Cluster) 
 
 
 def test_the_stock_arguments_reach_the_manifest(cluster: Cluster) -> None:
-    labels, storage = {"team": "a"}, {"size": "5Gi", "storage_class": "fast"}
     secret = {"secretKeyRef": {"name": "hub", "key": "token"}}
     *claims, job = cluster.client.train(
         **ARGUMENTS,
-        labels=labels,
+        labels={"team": "a"},
         annotations={"note": "b"},
         num_procs_per_worker=2,
         resources_per_worker={"CPU": 2, "gpu": 1},
         init_env_vars=[V1EnvVar(name="HF_TOKEN", value_from=secret)],
         env_vars={"A": "1"},
-        storage_config=storage,
+        storage_config={"size": "5Gi", "storage_class": "fast"},
         dry_run=True,
     )
-    assert (labels, storage) == ({"team": "a"}, {"size": "5Gi", "storage_class": "fast"})
     assert job["metadata"]["labels"]["team"] == "a"
     assert job["metadata"]["annotations"] == {"note": "b"}
     assert job["spec"]["nprocPerNode"] == "2"
@@ -73,6 +72,21 @@ def test_the_stock_arguments_reach_the_manifest(cluster: Cluster) -> None:
     assert pod["containers"][0]["resources"]["limits"] == {"cpu": "2", "nvidia.com/gpu": "1"}
     assert {"name": "A", "value": "1"} in pod["containers"][0]["env"]
     assert {"name": "HF_TOKEN", "valueFrom": secret} in pod["initContainers"][0]["env"]
+
+
+def test_what_the_caller_gives_stays_as_it_was(cluster: Cluster) -> None:
+    given: dict[str, Any] = {
+        "labels": {"team": "a"},
+        "annotations": {"note": "b"},
+        "resources_per_worker": {"gpu": 1, "Memory": "8Gi", "shared_memory": "1Gi"},
+        "init_env_vars": {"A": "1"},
+        "env_vars": [{"name": "B", "value": "2"}],
+        "storage_config": {"size": "5Gi", "access_modes": ["ReadWriteMany"]},
+        "volumes": [{"name": "v", "mount_path": "/v", "source": {"emptyDir": {}}}],
+    }
+    before = copy.deepcopy(given)
+    cluster.client.train(**ARGUMENTS, **given, num_workers=2, dry_run=True)
+    assert given == before
 
 
 def test_typed_resources_are_taken_as_they_are(cluster: Cluster) -> None:

@@ -1,28 +1,24 @@
 """Secrets: named in a job, found in its pods, and nowhere else."""
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peftjob import EnvVar, S3Keys, SecretKey, Secrets, TrainerParams
-from peftjob.errors import SpecError
-from peftjob.local.api import KINDS
-from peftjob.local.store import Store
+from peftjob.errors import JobError, SpecError
 from peftjob.manifest import render
-from tests.hub_server import HubServer
 from tests.local_tests.conftest import Cluster
-from tests.trainer_tests.conftest import chats, write_jsonl
-from tests.way_tests.conftest import QUICK
-
-CANARY = "hf_canary0123456789"
-
-
-def _secret(cluster: Cluster, name: str, **data: str) -> None:
-    encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-    body = {"metadata": {"name": name}, "data": encoded}
-    cluster.client.core_api.create_namespaced_secret("default", body)
+from tests.way_tests.guarded import (
+    BUCKET,
+    HUB_TOKEN,
+    Guarded,
+    guarded,
+    holders,
+    objects,
+    put_secrets,
+)
+from tests.way_tests.test_cli import run
 
 
 def _arguments(**more: Any) -> dict[str, Any]:
@@ -37,7 +33,7 @@ def _arguments(**more: Any) -> dict[str, Any]:
 def test_secrets_that_are_not_there_are_told_all_at_once_before_anything_is_made(
     cluster: Cluster,
 ) -> None:
-    _secret(cluster, "s3", AWS_ACCESS_KEY_ID="a")
+    put_secrets(cluster, {"s3": {"AWS_ACCESS_KEY_ID": "a"}})
     secrets = Secrets(
         hub_token=SecretKey(name="hub", key="token"), s3=S3Keys(name="s3"), registry_login="reg"
     )
@@ -60,38 +56,77 @@ def test_a_secret_that_a_variable_names_must_be_there(cluster: Cluster) -> None:
 
 
 @pytest.mark.slow
-def test_a_tokens_value_is_in_no_object_log_or_file(
+def test_the_values_of_secrets_stand_in_no_object_output_log_or_file(
+    cluster: Cluster, model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with guarded(tmp_path / "stores", model_dir) as stores:
+        put_secrets(cluster, stores.secrets())
+        job = cluster.client.train(**stores.arguments("docs"), wait=True)
+        service = cluster.client.serve(
+            "docs", model_dir.as_uri(), {"docs": job.adapter}, registry_login="login"
+        )
+        service.wait(timeout_s=120)
+        service.stop()
+    shown = str(render(job.spec)) + repr(job) + job.page() + "".join(capfd.readouterr())
+    for verb in ("get", "logs"):
+        shown += str(run(verb, "docs", "--home", str(cluster.local.root)))
+    assert "Succeeded" in shown
+    for canary in stores.canaries:
+        assert canary not in shown + objects(cluster)
+    assert holders(cluster.local.root, *stores.canaries) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("secret", "wrong"),
+    [
+        ("hub", {"token": "hf_wrong0123456789"}),
+        ("s3", {"AWS_ACCESS_KEY_ID": "AKIAWRONG", "AWS_SECRET_ACCESS_KEY": "hf_wrong0123456789"}),
+    ],
+)
+def test_a_value_that_is_refused_is_not_repeated(
+    cluster: Cluster, model_dir: Path, tmp_path: Path, secret: str, wrong: dict[str, str]
+) -> None:
+    with guarded(tmp_path / "stores", model_dir) as stores:
+        put_secrets(cluster, {**stores.secrets(), secret: wrong})
+        with pytest.raises(JobError) as caught:
+            cluster.client.train(**stores.arguments("docs")).wait(timeout_s=120)
+    for canary in (*stores.canaries, "hf_wrong"):
+        assert canary not in str(caught.value) + objects(cluster)
+    assert holders(cluster.local.root, *stores.canaries, "hf_wrong") == []
+
+
+def _stock_arguments(stores: Guarded) -> dict[str, Any]:
+    """Of the stock train(), with the keys where its parameter classes want them."""
+    from kubeflow.storage_initializer import hugging_face
+    from kubeflow.storage_initializer.s3 import S3DatasetParams
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, TrainingArguments
+
+    model = hugging_face.HuggingFaceModelParams("hf://org/toy", AutoModelForCausalLM, HUB_TOKEN)
+    keys = {"access_key": stores.access_key_id, "secret_key": stores.secret_access_key}
+    arguments = TrainingArguments(output_dir="x", max_steps=2)
+    return {
+        "num_procs_per_worker": 1,
+        "model_provider_parameters": model,
+        "dataset_provider_parameters": S3DatasetParams(stores.s3, BUCKET, "rows", **keys),
+        "trainer_parameters": hugging_face.HuggingFaceTrainerParams(arguments, LoraConfig(r=2)),
+    }
+
+
+@pytest.mark.slow
+def test_the_stock_clients_keys_are_used_and_stand_in_its_own_arguments_alone(
     cluster: Cluster, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _secret(cluster, "hub", token=CANARY)
-    model = tmp_path / "hub/models/org/toy"
-    model.mkdir(parents=True)
-    for file in model_dir.iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    write_jsonl(tmp_path / "hub/datasets/org/rows/train.jsonl", chats(8))
-    with HubServer(tmp_path / "hub", token=CANARY) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        job = cluster.client.train(
-            name="docs",
-            model_provider_parameters="hf://org/toy",
-            dataset_provider_parameters="hf://org/rows",
-            trainer_parameters=QUICK,
-            secrets=Secrets(hub_token=SecretKey(name="hub", key="token")),
-        ).wait(timeout_s=120)
-    cluster.client.core_api.delete_namespaced_secret("hub", "default")
-    store = Store(cluster.local.root / "cluster.db")
-    kinds = [plural for plurals in KINDS.values() for plural in plurals]
-    objects = [body for plural in kinds for body in store.all(plural)]
-    assert len(objects) > 5
-    assert CANARY not in str(objects) + str(render(job.spec)) + repr(job) + job._repr_html_()
-    held = [
-        path
-        for path in cluster.local.root.rglob("*")
-        if path.is_file()
-        and not path.name.startswith("cluster.db")
-        and CANARY.encode() in path.read_bytes()
-    ]
-    assert held == []
+    with guarded(tmp_path / "stores", model_dir) as stores:
+        monkeypatch.setenv("HF_ENDPOINT", stores.hub)
+        client = cluster.stock_client()
+        client.train(name="stock", **_stock_arguments(stores))
+        client.wait_for_job_conditions("stock", wait_timeout=120, polling_interval=1)
+    volume = cluster.local.claim_folder("default", "stock")
+    assert len(list((volume / "dataset").rglob("train.jsonl"))) == 1
+    assert "training on 8 rows" in cluster.log("stock")
+    assert holders(cluster.local.root, *stores.canaries) == []
 
 
 def test_trainer_params_hold_no_secret() -> None:

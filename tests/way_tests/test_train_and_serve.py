@@ -9,7 +9,6 @@ import pytest
 from peftjob import DatasetSource, local_data, oci
 from peftjob.errors import DataError, JobError
 from peftjob.progress import Progress
-from tests.hub_server import HubServer
 from tests.local_tests.conftest import Cluster
 from tests.trainer_tests.conftest import chats, write_jsonl
 from tests.way_tests.conftest import QUICK
@@ -65,41 +64,6 @@ def test_two_workers_tune_publish_and_serve(
     assert cluster.local.supervised() == []
 
 
-def test_the_stock_client_and_its_own_classes_get_an_adapter_that_is_kept(
-    cluster: Cluster, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers
-    from kubeflow.storage_initializer.hugging_face import (
-        HuggingFaceDatasetParams,
-        HuggingFaceModelParams,
-        HuggingFaceTrainerParams,
-    )
-    from peft import LoraConfig
-
-    _fill_hub(tmp_path / "hub", model_dir)
-    with HubServer(tmp_path / "hub") as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        client = cluster.stock_client()
-        arguments = transformers.TrainingArguments(
-            output_dir="x", max_steps=2, per_device_train_batch_size=2, logging_steps=1
-        )
-        client.train(
-            name="stock",
-            num_workers=2,
-            num_procs_per_worker=1,
-            model_provider_parameters=HuggingFaceModelParams(
-                "hf://org/toy", transformers.AutoModelForCausalLM
-            ),
-            dataset_provider_parameters=HuggingFaceDatasetParams("org/rows", split="train[:6]"),
-            trainer_parameters=HuggingFaceTrainerParams(arguments, LoraConfig(r=2)),
-        )
-        client.wait_for_job_conditions("stock", wait_timeout=180, polling_interval=1)
-    adapter = cluster.client.job("stock").adapter
-    assert oci.inspect(oci.Reference.parse(adapter)).layers
-    assert "training on 6 rows" in cluster.log("stock")
-    assert (cluster.local.claim_folder("default", "stock") / "output").is_dir()
-
-
 def test_the_stock_client_takes_parameters_of_ours(
     cluster: Cluster, model_dir: Path, tmp_path: Path
 ) -> None:
@@ -124,14 +88,6 @@ def test_the_stock_client_takes_parameters_of_ours(
     result = cluster.client.job("stock").result()
     assert result.steps == QUICK.training.max_steps
     assert result.eval_loss_after is not None
-
-
-def _fill_hub(root: Path, model_dir: Path) -> None:
-    target = root / "models" / "org" / "toy"
-    target.mkdir(parents=True)
-    for file in model_dir.iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    write_jsonl(root / "datasets" / "org" / "rows" / "train.jsonl", chats(8))
 
 
 def test_a_row_that_can_not_be_trained_on_is_refused_or_fails_the_job_with_one_line(

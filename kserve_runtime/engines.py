@@ -1,12 +1,16 @@
 """Which engine serves, and its start. Each engine's libraries are imported when it is chosen."""
 
+import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
 from kserve_runtime.args import EngineName, Settings
+from peftjob.cgroup import free_memory_bytes, usable_cpus
 from peftjob.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from kserve_runtime.engine import Engine
     from kserve_runtime.tokenizer import PromptTokenizer
 
@@ -67,10 +71,14 @@ def start_engine(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Eng
 
 
 def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+    import torch
+
     from kserve_runtime.base_model import load_base_model
-    from kserve_runtime.memory import free_bytes
     from kserve_runtime.transformers_engine import TransformersEngine
 
+    if "OMP_NUM_THREADS" not in os.environ:
+        # torch counts the machine's, whatever the container may use of them.
+        torch.set_num_threads(usable_cpus())
     base = load_base_model(settings.model_dir, dtype=settings.dtype, in_4bit=settings.in_4bit)
     base.check_vocabulary(tokenizer.vocab_size)
     engine = TransformersEngine(
@@ -79,11 +87,17 @@ def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tu
         batch_rows=settings.batch_rows,
         queue_rows=settings.queue_rows,
         adapter_slots=settings.max_adapters_loaded,
-        kv_bytes=settings.kv_bytes or free_bytes(base.device) // 2,
+        kv_bytes=settings.kv_bytes or _free_bytes(base.device) // 2,
         prefix_bytes=settings.prefix_bytes,
     )
     dtype = str(base.module.dtype).removeprefix("torch.")
     return engine, f"{dtype} on {base.device}"
+
+
+def _free_bytes(device: "torch.device") -> int:
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
 
 
 def _start_vllm(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":

@@ -9,7 +9,6 @@ Workers leave their errors as files in a folder named by ERROR_DIR_ENV. The laun
 them, once, writes the termination log and exits with its code. Only a stock job imports torch here.
 """
 
-import math
 import os
 import shutil
 import signal
@@ -26,6 +25,7 @@ from typing import Any, NoReturn
 from llm_trainer import options, publish, restarts
 from llm_trainer.failures import ERROR_DIR_ENV, Failure, first_cause
 from llm_trainer.finish import finish
+from peftjob.cgroup import usable_cpus
 from peftjob.contract import OUTPUT_ENV, SPEC_ENV
 from peftjob.errors import UsageError, run_main, write_termination_log
 
@@ -173,16 +173,6 @@ def _gpus() -> int:
     code = "import torch; print(torch.cuda.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return int(done.stdout.strip() or 0) if done.returncode == 0 else 0
-
-
-def usable_cpus() -> int:
-    """CPUs that this container may use: its affinity and its cgroup's quota, rounded up."""
-    count = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, math.ceil(int(quota) / int(period))))
 
 
 def _free_port() -> int:

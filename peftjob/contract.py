@@ -48,6 +48,11 @@ MANAGED_BY_LABEL = "app.kubernetes.io/managed-by"
 TRAINER_CONTAINER = "pytorch"
 STORAGE_INITIALIZER_CONTAINER = "storage-initializer"
 RUNTIME_CONTAINER = "kserve-container"
+THREADS_ENV = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "10000"}
+"""How OpenMP's threads wait between two operations: a tenth of a millisecond by spinning, then
+asleep. Asleep at once (PASSIVE), a decoding step of many small operations takes twice as long;
+libgomp's own 3 ms take each other's cores where there are more threads than cores. ACTIVE is what
+makes libgomp spin at all when several threads have pools of their own, as in the runtime."""
 RUNTIME_NAME = "peftjob-runtime"
 MODEL_FORMAT = "peft"
 

@@ -78,9 +78,7 @@ def _container() -> Object:
         "ports": [{"containerPort": PORT, "name": "http1", "protocol": "TCP"}],
         "env": [
             {"name": "HOME", "value": "/tmp"},
-            # Spinning threads starve each other under a CPU limit (on two cores, 77 s for what
-            # takes 0.6 s).
-            {"name": "OMP_WAIT_POLICY", "value": "PASSIVE"},
+            *({"name": name, "value": value} for name, value in contract.THREADS_ENV.items()),
         ],
         # Loading gigabytes takes its time: half an hour before it counts as dead.
         "startupProbe": _probe("/v2/health/live", period_s=5, failures=360),

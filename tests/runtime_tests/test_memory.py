@@ -1,35 +1,14 @@
-"""What is free, and requests that wait for their part of it."""
+"""Requests wait for their part of the memory."""
 
 import asyncio
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from kserve_runtime.base_model import BaseModel, load_base_model
 from kserve_runtime.engine import Request, Sampling
-from kserve_runtime.memory import free_bytes
 from kserve_runtime.transformers_engine import TransformersEngine
-
-CPU = torch.device("cpu")
-
-
-@pytest.mark.parametrize(("limit", "left"), [("5000", 1000), ("4000", 1), ("3000", 1)])
-def test_a_containers_limit_counts(tmp_path: Path, limit: str, left: int) -> None:
-    (tmp_path / "memory.max").write_text(f"{limit}\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-    assert free_bytes(CPU, cgroup=tmp_path) == left
-
-
-def test_without_a_limit_it_is_what_the_machine_has(tmp_path: Path) -> None:
-    free = free_bytes(CPU, cgroup=tmp_path)
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("4000\n")
-
-    assert free > 1_000_000
-    assert free_bytes(CPU, cgroup=tmp_path) > 1_000_000
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 
 from llm_trainer import launch
 from llm_trainer.failures import Failure, describe, first_cause, write
+from peftjob.cgroup import usable_cpus
 from peftjob.errors import DataError, UsageError
 
 
@@ -55,7 +56,7 @@ def test_an_elastic_replica_is_given_to_torchrun(env: dict[str, str]) -> None:
 
 def test_threads_are_those_given_or_this_containers_share() -> None:
     assert commands(OMP_NUM_THREADS="3")[0][1]["OMP_NUM_THREADS"] == "3"
-    share = max(1, launch.usable_cpus() // 2)
+    share = max(1, usable_cpus() // 2)
     assert commands(PET_NPROC_PER_NODE="2")[0][1]["OMP_NUM_THREADS"] == str(share)
 
 

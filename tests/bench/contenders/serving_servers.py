@@ -16,6 +16,7 @@ from typing import IO, Any, ClassVar, Self
 
 import psutil
 
+from peftjob.contract import THREADS_ENV
 from tests.bench.contenders.process import ROOT, SHOWN_LINES, ContenderError, environment
 from tests.bench.contenders.serving_models import RANK, Served
 
@@ -112,7 +113,7 @@ class Ours(Server):
         command += ["--max_batch_rows", str(ROWS)]
         for name, folder in served.adapters.items():
             command += ["--adapter", f"{name}={folder.as_uri()}"]
-        env = environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+        env = environment(OMP_NUM_THREADS=str(threads), **THREADS_ENV)
         super().__init__(command, port, env, cwd=ROOT)
 
     def load_s(self) -> float:
@@ -131,7 +132,7 @@ class KServe(Server):
         command = [sys.executable, "-m", "tests.bench.contenders.serving_kserve"]
         command += ["--model", str(served.base), "--dtype", dtype, "--port", str(port)]
         command += [f"{name}={folder}" for name, folder in served.adapters.items()]
-        env = environment(OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE")
+        env = environment(OMP_NUM_THREADS=str(threads), **THREADS_ENV)
         super().__init__(command, port, env, cwd=ROOT)
 
 

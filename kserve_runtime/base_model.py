@@ -7,7 +7,7 @@ Loaded once, from safetensors only, without code of its own, and never changed a
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 
 from kserve_runtime.adapter_files import projection_size
 from kserve_runtime.args import Dtype
+from kserve_runtime.attention import attend_in_float32
 from kserve_runtime.packed import pack_projections
 from peftjob.errors import ModelError
 
@@ -43,6 +44,8 @@ class BaseModel:
     default_sampling: dict[str, float]
     """temperature, top_p, top_k of its generation config, where that config samples."""
     _accepts: frozenset[str]
+    kv_dtype: torch.dtype | None = None
+    """What the batch keeps keys and values in; None is the model's."""
 
     def check_vocabulary(self, tokens: int) -> None:
         """Refuse a tokenizer that knows tokens the model has no embedding for.
@@ -91,7 +94,8 @@ class BaseModel:
         cache = DynamicCache()
         self._read_two(cache)
         layers = [layer for layer in cache.layers if layer.is_initialized]
-        return int(sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)) // 2
+        numbers = sum(layer.keys.numel() + layer.values.numel() for layer in layers) // 2
+        return int(numbers) * (self.kv_dtype or layers[0].keys.dtype).itemsize
 
     def find_same_inputs(self) -> list[tuple[str, ...]]:
         """Paths of the projections that take the same input, in the order of their use."""
@@ -165,9 +169,13 @@ def load_base_model(folder: Path, *, dtype: Dtype, in_4bit: bool = False) -> Bas
             "runtime can't batch; serve a model with attention only"
         )
     module.eval().requires_grad_(False)
-    if device.type == "cpu":
-        pack_projections(module)
-    return _describe(module, device)
+    base = _describe(module, device)
+    if device.type != "cpu":
+        return base
+    pack_projections(module)
+    if module.dtype == torch.bfloat16 and attend_in_float32(module):
+        return replace(base, kv_dtype=torch.float32)
+    return base
 
 
 def _make_nf4(dtype: torch.dtype) -> Any:

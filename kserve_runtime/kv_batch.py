@@ -48,15 +48,21 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 class KVBatch:
     """Keys and values of every layer, and who sees what."""
 
-    def __init__(self, first: DynamicCache, length: int) -> None:
-        """Begin with one row, as it was read."""
+    def __init__(
+        self, first: DynamicCache, length: int, *, dtype: torch.dtype | None = None
+    ) -> None:
+        """Begin with one row, as it was read. It is kept in `dtype`; None is as it was read."""
+        self._read_dtype = first.layers[0].keys.dtype
         self.lengths: list[int] = []
         """Tokens that each row has."""
         self.width = 0
         """Tokens of the longest row."""
         self.end = 0
         """The column that the next step writes; the rows end before it."""
-        self._layers = [_Layer(self, layer.keys[:0], layer.values[:0]) for layer in first.layers]
+        self._layers = [
+            _Layer(self, layer.keys[:0].to(dtype), layer.values[:0].to(dtype))
+            for layer in first.layers
+        ]
         self.cache = Cache(layers=self._layers)
         self.join(first, length)
 
@@ -92,15 +98,13 @@ class KVBatch:
         self.width = max(self.width, length)
 
     def copy(self, row: int) -> Layers:
-        """The keys and values of a row."""
+        """The keys and values of a row, as they were read."""
         columns = slice(self.end - self.lengths[row], self.end)
-        return [
-            (
-                layer.keys[row : row + 1, :, columns].clone(),
-                layer.values[row : row + 1, :, columns].clone(),
-            )
-            for layer in self._layers
-        ]
+
+        def copied(states_BHTD: torch.Tensor) -> torch.Tensor:
+            return states_BHTD[row : row + 1, :, columns].to(self._read_dtype, copy=True)
+
+        return [(copied(layer.keys), copied(layer.values)) for layer in self._layers]
 
     def drop(self, gone: Sequence[int]) -> list[int]:
         """Take rows out; the last ones move into their places.

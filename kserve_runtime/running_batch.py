@@ -55,7 +55,7 @@ class RunningBatch:
             return
         length = len(row.request.prompt)
         if self._kv is None:
-            self._kv = KVBatch(read, length)
+            self._kv = KVBatch(read, length, dtype=self._base.kv_dtype)
         else:
             self._kv.join(read, length)
         self.rows.append(row)

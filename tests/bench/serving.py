@@ -14,8 +14,8 @@
     hack/bench serving --quick                         one round of little, to see that it works
 
 vLLM needs an environment of its own (docs/benchmarks.md); without one its numbers are null. All
-servers are there all the time, and each works alone. Prints tables and, as the last line, one JSON
-object: ratios are the medians of the rounds' ratios, and of the models the worst. `vs_*` is our
+servers are there all the time; those that are not measured are stopped. Prints tables and, as the
+last line, one JSON object: ratios are the medians of the rounds' ratios, and of the models the worst. `vs_*` is our
 tokens/s over theirs, `ttft_vs_*` their time to the first token over ours: above 1 is better.
 """
 
@@ -142,6 +142,7 @@ class Bench:
             seconds = servers[name].wait()
             memory = servers[name].memory_mb()
             self.console.print(f"{name} is ready after {seconds:.1f} s, with {memory:.0f} MB")
+            servers[name].stop()
         return servers
 
     def _ask(self, server: Server, models: list[str], clients: int, number: int) -> Served:
@@ -154,7 +155,8 @@ class Bench:
             prompts=serving_models.prompts(clients * requests, seed=seed),
             models=models,
         )
-        return serving_load.run(server.url, load, server.extra)
+        with server.working():
+            return serving_load.run(server.url, load, server.extra)
 
     def ready(self) -> Report:
         """How long our server takes to start."""

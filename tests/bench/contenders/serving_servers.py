@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, ClassVar, Self
@@ -66,6 +67,20 @@ class Server:
             except OSError:
                 time.sleep(0.02)
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Let it run for as long; outside of this, once it has been used, it is stopped. vLLM's
+        worker keeps a core busy for a while after its last answer."""
+        os.killpg(self._process.pid, signal.SIGCONT)
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Take it off the processor until it is to work."""
+        os.killpg(self._process.pid, signal.SIGSTOP)
+
     def memory_mb(self) -> float:
         """Of its processes; what they share counts once."""
         process = psutil.Process(self._process.pid)
@@ -90,6 +105,8 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self._process.terminate()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGCONT)
         try:
             self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:

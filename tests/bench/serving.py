@@ -15,8 +15,9 @@
 
 vLLM needs an environment of its own (docs/benchmarks.md); without one its numbers are null. All
 servers are there all the time; those that are not measured are stopped. Prints tables and, as the
-last line, one JSON object: ratios are the medians of the rounds' ratios, and of the models the worst. `vs_*` is our
-tokens/s over theirs, `ttft_vs_*` their time to the first token over ours: above 1 is better.
+last line, one JSON object: ratios are the medians of the rounds' ratios, and of the models the
+worst. `vs_*` is our tokens/s over theirs, `ttft_vs_*` their time to the first token over ours:
+above 1 is better.
 """
 
 import argparse

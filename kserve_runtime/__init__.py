@@ -13,8 +13,10 @@ ours, because those of the SDK can't be imported without vLLM.
     transformers_engine    the engine on transformers: its thread and its queue
         running_batch    the rows that are generated together
         base_model, adapter_files    folders → a model, and checked LoRA weights
+        packed, attention    a model's projections and attention, made fast on a CPU
         lora        many adapters in one batch
         kv_batch    keys and values of rows that join and leave
+        prefixes    and of rows that have left, for those that begin like them
         row, sampling, detokenizer    one request: its tokens, their choice, their text
     vllm_engine    the engine on vLLM, where it is installed
         vllm_calls    what vLLM is called with and answers; they alone import it
@@ -31,6 +33,6 @@ ours, because those of the SDK can't be imported without vLLM.
     server      KServe's server with our routes; readiness, drain
 
 It must not train, must not write to the model's folder, and must not load pickled weights.
-May import peftjob.{contract,errors,spec,oci} and provider; never peftjob.client, peftjob.local,
-peftjob.cli or llm_trainer. Importing the package loads nothing.
+May import peftjob.{cgroup,contract,errors,spec,oci} and provider; never peftjob.client,
+peftjob.local, peftjob.cli or llm_trainer. Importing the package loads nothing.
 """

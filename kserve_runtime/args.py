@@ -74,6 +74,8 @@ def parse_args(argv: Sequence[str]) -> Settings:
     check_name(args.model_name)
     if args.api_keys is None and (args.key_concurrent or args.key_per_minute):
         raise UsageError("--key_concurrent and --key_per_minute go with --api_keys FILE only")
+    if args.load_in_4bit and args.engine == "vllm":
+        raise UsageError("--load_in_4bit goes with --engine transformers only; leave one of both")
     strengths = _parse_strengths(args.adapter_strengths)
     adapters = tuple(
         replace(adapter, strength=strengths.pop(adapter.name, 1.0), watch=args.watch)
@@ -115,7 +117,7 @@ def parse_args(argv: Sequence[str]) -> Settings:
         drain_s=args.drain_timeout_s,
         dtype=args.dtype,
         in_4bit=args.load_in_4bit,
-        engine=args.engine,
+        engine="transformers" if args.load_in_4bit else args.engine,
         max_lora_rank=args.max_lora_rank,
         kv_bytes=None if args.kv_cache_mb is None else args.kv_cache_mb * 1_000_000,
         prefix_bytes=args.prefix_cache_mb * 1_000_000,

@@ -48,6 +48,14 @@ def test_a_rank_that_vllm_does_not_know_lists_those_that_it_does(rank: str) -> N
     assert "\n" not in str(caught.value)
 
 
+def test_4_bits_are_for_the_engine_on_transformers() -> None:
+    args = ["--model_name", "m", "--load_in_4bit"]
+
+    assert parse_args(args).engine == "transformers"
+    with pytest.raises(UsageError, match="goes with --engine transformers only"):
+        parse_args([*args, "--engine", "vllm"])
+
+
 def test_the_engine_on_transformers_says_where_it_has_the_model(world: Any) -> None:
     args = ["--model_name", "tiny", "--model_dir", str(world.base), "--engine", "transformers"]
 

@@ -24,7 +24,11 @@ def test_workers_alone_tune_and_publish(
     ).wait(timeout_s=180)
     assert job.result().workers == 2
     assert [r.step for r in job.history() if r.loss is not None] == [1, 2, 3, 4]
-    assert "waiting for the Master" in job.logs(replica="worker-1", container="storage-initializer")
+    fetched = [
+        "fetching" in job.logs(replica=f"worker-{number}", container="storage-initializer")
+        for number in range(2)
+    ]
+    assert fetched == [True, False]
     with pytest.raises(NotFoundError, match="it has worker-0, worker-1"):
         job.logs(replica="master-0")
 

@@ -1,8 +1,8 @@
 """Attention over keys and values that are kept in another dtype than the model's.
 
-On a CPU, attention of a decoding step in bfloat16 takes three times as long as in float32, which
-reads twice the bytes: torch converts tile by tile, for one query. So there the batch keeps float32,
-which holds the same numbers, and the scores are more exact on top of it.
+On a CPU, torch's attention of a decoding step takes three times as long in bfloat16 as in float32
+(16 rows of 100 tokens on an AMD EPYC). So there the batch keeps float32, which holds the same
+numbers, and the scores are more exact on top of it.
 """
 
 from typing import Any

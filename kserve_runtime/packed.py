@@ -3,7 +3,7 @@
 A plain linear layer hands its weight as it lies to the BLAS library, which rearranges it in each
 call or multiplies as it lies; for the few rows of a decoding step that costs more than the
 multiplication. oneDNN takes weights that it has arranged before: at 16 rows of a float32 layer on
-an AMD EPYC that is 2.4 times as fast, in bfloat16 1.5 times. The result is the same but for the
+an AMD EPYC that is twice as fast, in bfloat16 eight times. The result is the same but for the
 order of additions. The plain weight is dropped, so that no model is in memory twice.
 """
 

@@ -15,6 +15,7 @@ ours, because those of the SDK can't be imported without vLLM.
         base_model, adapter_files    folders → a model, and checked LoRA weights
         packed, attention    a model's projections and attention, made fast on a CPU
         lora        many adapters in one batch
+        lora_products    and how they are multiplied; on a CPU in lora_kernel.c
         kv_batch    keys and values of rows that join and leave
         prefixes    and of rows that have left, for those that begin like them
         row, sampling, detokenizer    one request: its tokens, their choice, their text

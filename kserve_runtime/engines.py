@@ -74,6 +74,7 @@ def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tu
     import torch
 
     from kserve_runtime.base_model import load_base_model
+    from kserve_runtime.lora_products import load_kernel
     from kserve_runtime.transformers_engine import TransformersEngine
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -90,8 +91,10 @@ def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tu
         kv_bytes=settings.kv_bytes or _free_bytes(base.device) // 2,
         prefix_bytes=settings.prefix_bytes,
     )
-    dtype = str(base.module.dtype).removeprefix("torch.")
-    return engine, f"{dtype} on {base.device}"
+    how = f"{str(base.module.dtype).removeprefix('torch.')} on {base.device}"
+    if base.device.type == "cpu" and load_kernel() is None:
+        how += ", adapters slower than need be (no C compiler was there at installation)"
+    return engine, how
 
 
 def _free_bytes(device: "torch.device") -> int:

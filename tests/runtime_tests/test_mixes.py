@@ -14,6 +14,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoModelForCausalLM
 
+from kserve_runtime import lora_products
 from kserve_runtime.base_model import BaseModel, load_base_model
 from kserve_runtime.engine import Chunk, LoadedAdapter, Request, Sampling, Share
 from kserve_runtime.transformers_engine import TransformersEngine
@@ -95,8 +96,14 @@ def base(world: Any) -> BaseModel:
     return replace(load_base_model(world.base, dtype="float32"), eos_token_ids=frozenset())
 
 
-@pytest.fixture
-def start_engine(base: BaseModel) -> Iterator[Callable[..., TransformersEngine]]:
+@pytest.fixture(params=["compiled", "torch"])
+def start_engine(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, base: BaseModel
+) -> Iterator[Callable[..., TransformersEngine]]:
+    if request.param == "torch":
+        monkeypatch.setattr(lora_products, "load_kernel", lambda: None)
+    elif lora_products.load_kernel() is None:
+        pytest.skip("lora_kernel.c was not compiled: there was no C compiler at installation")
     engines = []
 
     def start(**options: Any) -> TransformersEngine:

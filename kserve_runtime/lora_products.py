@@ -1,0 +1,272 @@
+"""The two products of LoRA for a batch whose rows have different adapters.
+
+First hidden = strength · (x · A), of each row with each adapter that it uses; then hidden · B is
+added to the rows. NativeProducts runs lora_kernel.c on the CPU, where decoding takes as long
+as the matrices take to be read; TorchProducts is for GPUs, and for where that isn't compiled.
+Legend: B rows of the batch, T tokens, I and O features in and out, N adapters, K rows of each of
+them, U uses of an adapter by a row, R the rank, S the ranks of projections that share an input,
+side by side, C columns of a tile.
+"""
+
+# ruff: noqa: N803, N806, N815  (names of tensors end with their shape)
+
+import ctypes
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+Uses = Sequence[Sequence[tuple[int, float]]]
+"""For each adapter of a stack, the rows that use it, with their strengths."""
+
+RANKS = 16
+"""S is a multiple of it."""
+COLUMNS = 64
+"""Of a tile of B; lora_kernel.c has the same."""
+
+
+@dataclass(slots=True, eq=False)
+class Stack:
+    """The adapters' matrices for projections that take the same input."""
+
+    a_NIS: torch.Tensor
+    x_BTI: torch.Tensor | None = None
+    """The input that `hidden` was made of, until the last projection has taken it."""
+    hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+@dataclass(slots=True, eq=False)
+class Projection:
+    """One projection's part of a stack."""
+
+    stack: Stack
+    ranks: slice
+    """Of S."""
+    out_features: int
+    b: torch.Tensor
+    """As `lay_out` makes it."""
+    last: bool
+    """Whether it is the last of the stack's to be computed."""
+    native: Any = None
+    """A pointer to the same in lora_kernel.c."""
+
+
+class Products(Protocol):
+    """The products, for stacks of one device."""
+
+    def plan(self, uses: Uses, rows: int) -> Any:
+        """What `update` needs to know of the rows of a batch; None where none uses any adapter."""
+
+    def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
+        """B as `update` wants it; N stays first."""
+
+    def update(
+        self, plan: Any, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
+    ) -> torch.Tensor:
+        """out_BTO with the updates of its rows, in place where that can be."""
+
+
+def choose_products(device: torch.device) -> Products:
+    """The fastest there are for stacks on `device`."""
+    if device.type == "cpu" and load_kernel():
+        return NativeProducts()
+    return TorchProducts(device)
+
+
+@dataclass(slots=True, eq=False)
+class _Gather:
+    part: slice
+    """The part of the stack that is used, from the first to the last."""
+    each: int
+    """K."""
+    rows: torch.Tensor | None
+    """K rows of each adapter in that part, (N · K). An adapter with fewer has row 0, with strength
+    0, in the other places. None where they are all rows of the batch, in order."""
+    strengths_NK11: torch.Tensor | None
+    """None where all are 1."""
+
+
+class TorchProducts:
+    """The rows of each adapter are gathered, all go through two batched products, and what comes
+    out is added to the rows that it is for. hidden is (N, K · T, S)."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def plan(self, uses: Uses, rows: int) -> _Gather | None:
+        used = [at for at, pairs in enumerate(uses) if pairs]
+        if not used:
+            return None
+        part = slice(used[0], used[-1] + 1)
+        each = max(len(pairs) for pairs in uses)
+        full = [[*pairs, *[(0, 0.0)] * (each - len(pairs))] for pairs in uses[part]]
+        order = [row for pairs in full for row, _ in pairs]
+        strengths = [[[[strength]] for _, strength in pairs] for pairs in full]
+        whole = order == list(range(rows))
+        plain = all(strength == 1 for pairs in full for _, strength in pairs)
+        return _Gather(
+            part,
+            each,
+            None if whole else torch.tensor(order, device=self._device),
+            None if plain else torch.tensor(strengths, device=self._device),
+        )
+
+    def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
+        return b_NRO
+
+    def update(
+        self, plan: _Gather, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
+    ) -> torch.Tensor:
+        stack = projection.stack
+        if stack.x_BTI is not x_BTI:
+            stack.hidden = self._shrink(plan, x_BTI, stack.a_NIS)
+            stack.x_BTI = None if projection.last else x_BTI
+        update = torch.bmm(stack.hidden[..., projection.ranks], projection.b[plan.part])
+        wide = out_BTO.to(update.dtype)
+        if plan.rows is None:
+            wide += update.view(out_BTO.shape)
+        else:
+            wide.index_add_(0, plan.rows, update.view(-1, *out_BTO.shape[1:]))
+        return wide.to(out_BTO.dtype)
+
+    def _shrink(self, plan: _Gather, x_BTI: torch.Tensor, a_NIS: torch.Tensor) -> torch.Tensor:
+        a_NIS = a_NIS[plan.part]
+        count, tokens = len(a_NIS), x_BTI.shape[1]
+        x_BTI = x_BTI.to(a_NIS.dtype)
+        gathered = x_BTI if plan.rows is None else x_BTI.index_select(0, plan.rows)
+        hidden_NMS = torch.bmm(gathered.reshape(count, plan.each * tokens, -1), a_NIS)
+        if plan.strengths_NK11 is None:
+            return hidden_NMS
+        split = hidden_NMS.view(count, plan.each, tokens, -1) * plan.strengths_NK11
+        return split.view(hidden_NMS.shape)
+
+
+class _Uses(ctypes.Structure):
+    """As in lora_kernel.c."""
+
+    _fields_ = (
+        ("adapters", ctypes.c_int64),
+        ("begin", ctypes.c_void_p),
+        ("row", ctypes.c_void_p),
+        ("strength", ctypes.c_void_p),
+    )
+
+
+class _Projection(ctypes.Structure):
+    """As in lora_kernel.c."""
+
+    _fields_ = (
+        ("a", ctypes.c_void_p),
+        ("in", ctypes.c_int64),
+        ("ranks", ctypes.c_int64),
+        ("first", ctypes.c_int64),
+        ("rank", ctypes.c_int64),
+        ("b", ctypes.c_void_p),
+        ("out", ctypes.c_int64),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class _Plan:
+    uses: Any
+    """A pointer to _Uses."""
+    count: int
+    """U."""
+    held: tuple[torch.Tensor, ...]
+    """What `uses` points to."""
+
+
+class NativeProducts:
+    """lora_kernel.c. hidden is (U, T, S); B is laid out in tiles, (N, O / C, R, C)."""
+
+    def __init__(self) -> None:
+        kernel = load_kernel()
+        if kernel is None:
+            raise RuntimeError("lora_kernel.c is not compiled here; see choose_products")
+        self._update = kernel.peftjob_update
+
+    def plan(self, uses: Uses, rows: int) -> _Plan | None:
+        flat = [pair for pairs in uses for pair in pairs]
+        if not flat:
+            return None
+        begin = torch.tensor([0, *accumulate(len(pairs) for pairs in uses)])
+        row = torch.tensor([row for row, _ in flat])
+        strength = torch.tensor([strength for _, strength in flat], dtype=torch.float32)
+        held = (begin, row, strength)
+        pointer = ctypes.pointer(_Uses(len(uses), *(tensor.data_ptr() for tensor in held)))
+        return _Plan(pointer, len(flat), held)
+
+    def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
+        count, rank, _ = b_NRO.shape
+        padded = nn.functional.pad(b_NRO, (0, -b_NRO.shape[2] % COLUMNS))
+        return padded.view(count, rank, -1, COLUMNS).transpose(1, 2).contiguous()
+
+    def update(
+        self, plan: _Plan, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
+    ) -> torch.Tensor:
+        stack = projection.stack
+        tokens = x_BTI.shape[1]
+        if projection.native is None:
+            projection.native = _point_to(projection)
+        # Decoding comes here for each projection and token: no call that isn't needed.
+        x = None
+        if stack.x_BTI is not x_BTI:
+            wide_x = x_BTI if x_BTI.dtype is torch.float32 else x_BTI.to(torch.float32)
+            wide_x = wide_x.contiguous()
+            x = wide_x.data_ptr()
+            stack.hidden = torch.empty(plan.count, tokens, stack.a_NIS.shape[2])
+            stack.x_BTI = None if projection.last else x_BTI
+        dtype = out_BTO.dtype
+        known = dtype is torch.float32 or dtype is torch.bfloat16
+        out = (out_BTO if known else out_BTO.to(torch.float32)).contiguous()
+        self._update(
+            plan.uses,
+            projection.native,
+            tokens,
+            x,
+            stack.hidden.data_ptr(),
+            out.data_ptr(),
+            dtype is torch.bfloat16,
+        )
+        return out if known else out.to(dtype)
+
+
+def _point_to(projection: Projection) -> Any:
+    a_NIS, ranks = projection.stack.a_NIS, projection.ranks
+    return ctypes.pointer(
+        _Projection(
+            a_NIS.data_ptr(),
+            a_NIS.shape[1],
+            a_NIS.shape[2],
+            ranks.start,
+            ranks.stop - ranks.start,
+            projection.b.data_ptr(),
+            projection.out_features,
+        )
+    )
+
+
+@cache
+def load_kernel() -> ctypes.CDLL | None:
+    """lora_kernel.c as it was compiled at installation; None where no compiler was at hand, or its
+    OpenMP isn't here."""
+    spec = importlib.util.find_spec("kserve_runtime._lora_kernel")
+    if spec is None or spec.origin is None:
+        return None
+    try:
+        # After torch: both use the libgomp, and the threads, that torch brought.
+        kernel = ctypes.CDLL(spec.origin)
+    except OSError:
+        return None
+    address = ctypes.c_void_p
+    kernel.peftjob_update.argtypes = (
+        *(ctypes.POINTER(_Uses), ctypes.POINTER(_Projection), ctypes.c_int64),
+        *(address, address, address, ctypes.c_int),
+    )
+    kernel.peftjob_update.restype = None
+    return kernel

@@ -17,6 +17,9 @@ from tests.container_tests.scripts import ROOT, load
 FOLDERS: dict[str, str] = load("hack/images").IMAGES
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
+COMPILER = "apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev; fi"
+"""Of a stage whose system isn't kept."""
+
 every_image = pytest.mark.parametrize("name", FOLDERS)
 
 
@@ -45,9 +48,24 @@ def test_what_is_installed_is_pinned(name: str) -> None:
     for stage in stages(containerfile(name)):
         constrained = any("PIP_CONSTRAINT" in argument for argument in arguments(stage, "ENV"))
         for command in arguments(stage, "RUN"):
+            if COMPILER in command:
+                continue
             assert not re.search(r"\b(apt|apt-get|apk|curl|wget)\b", command)
             if "pip install" in command or " install " in command:
                 assert constrained or "--constraint constraints.txt" in command
+
+
+def test_the_compiler_compiles_one_package_and_is_not_kept() -> None:
+    (stage,) = [
+        stage
+        for stage in stages(containerfile("runtime"))
+        if any(command.endswith(COMPILER) for command in arguments(stage, "RUN"))
+    ]
+    assert stage[0] == ("FROM", "pip AS package")
+    last = stages(containerfile("runtime"))[-1]
+    assert [copied for copied in arguments(last, "COPY") if "--from=package" in copied] == [
+        "--from=package /opt/peftjob /opt/peftjob"
+    ]
 
 
 @every_image

@@ -21,6 +21,10 @@ SIZES = (1, 2, *range(4, 32, 4), *range(32, 65, 8))
 rows and keeps it, up to a megabyte of memory each, so there must not be one for every prompt."""
 MOST_ROWS = SIZES[-1]
 """More at once are no faster."""
+_MISSING = tuple(
+    next(size for size in SIZES if size >= rows) - rows for rows in range(MOST_ROWS + 1)
+)
+"""By the number of rows, how many fill it up."""
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -37,17 +41,19 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rows = x.reshape(-1, self.in_features)
-        parts = [self._multiply_rows(part) for part in torch.split(rows, MOST_ROWS)]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(rows) <= MOST_ROWS:
+            y = self._multiply_rows(rows)
+        else:
+            y = torch.cat([self._multiply_rows(part) for part in torch.split(rows, MOST_ROWS)])
         return y.view(*x.shape[:-1], self.out_features)
 
     def _multiply_rows(self, x: torch.Tensor) -> torch.Tensor:
         count = len(x)
-        missing = next(size for size in SIZES if size >= count) - count
+        missing = _MISSING[count]
         if missing:
             x = nn.functional.pad(x, (0, 0, 0, missing))
         y: torch.Tensor = self._multiply(x, self._packed, self._bias, "none", [], "")
-        return y[:count]
+        return y[:count] if missing else y
 
 
 @torch.inference_mode()

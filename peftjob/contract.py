@@ -15,6 +15,9 @@ CLAIMS_DIR = "/mnt/pvc"
 MOUNTED_MODEL_DIR = "/mnt/models"
 """Where KServe's storage initializer puts what `storageUri` names."""
 
+FETCHED_FILE = ".peftjob-fetched.json"
+"""What `python -m provider` has put into the folder beside it: sizes and digests."""
+
 # Environment of our containers. Values that are paths are rewritten by the local cluster.
 SPEC_ENV = "PEFTJOB_SPEC"
 WORKSPACE_ENV = "PEFTJOB_WORKSPACE"

@@ -25,7 +25,7 @@ layers: neither is written twice.
     files, hub, oci, preset, pvc, s3, stock_classes, web    the providers
     addresses     which hosts a URL may reach
     braces        {a,b} and {00..07} in a URL
-    http          GET, streamed, with checked redirects;  headers, sessions: its parts
+    http          GET, streamed, with checked redirects;  exchange, headers, sessions: its parts
     s3_access     endpoint, keys and signatures of S3;  s3_checksum: what it knows of content
 
     selection     what of a repository a model or a dataset needs

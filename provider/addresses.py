@@ -19,8 +19,18 @@ from provider.base import Unavailable
 ALLOW_PRIVATE_ENV = "PEFTJOB_ALLOW_PRIVATE"
 """Comma-separated host names: the operator's list, beside the caller's."""
 
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-_V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_WITH_V4_AT_THE_END = (
+    ipaddress.IPv6Network("64:ff9b::/96"),  # NAT64
+    ipaddress.IPv6Network("::/96"),  # IPv4-compatible
+    ipaddress.IPv6Network("::ffff:0:0:0/96"),  # IPv4-translated
+)
+_NOT_PUBLIC = (
+    # Of IANA's registries of special purposes, what Python 3.11 takes for public.
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("64:ff9b:1::/48"),  # NAT64 of a network's own, which may lead anywhere
+    ipaddress.ip_network("3fff::/20"),
+    ipaddress.ip_network("5f00::/16"),
+)
 # Public by registration, but the host agent of Azure's virtual machines.
 _AZURE_HOST_AGENT = ipaddress.IPv4Address("168.63.129.16")
 
@@ -66,6 +76,8 @@ def is_public(text: str) -> bool:
             return is_public(str(embedded))
         if address.is_site_local:
             return False
+    if any(address in network for network in _NOT_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast and address != _AZURE_HOST_AGENT
 
 
@@ -74,7 +86,7 @@ def _embedded(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
         return address.ipv4_mapped
     if address.sixtofour is not None:
         return address.sixtofour
-    if address in _NAT64 or address in _V4_COMPATIBLE:
+    if any(address in network for network in _WITH_V4_AT_THE_END):
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return None
 

@@ -90,8 +90,9 @@ class RemoteFile:
     ask_checksum: Callable[[], Checksum | None] | None = None
     """Asks the source for a checksum of another kind, when the file is about to be read."""
     version: str | None = None
-    """Changes when the content does (ETag, modification time). A file with neither digest nor
-    version is never resumed, because what is there already may be of another content."""
+    """Changes when the content does (ETag, modification time); who opens the file sees to it that
+    it has not. A file with neither digest nor version is never resumed nor read by ranges, because
+    what is there already may be of another content."""
     take: Path | None = None
     """A regular file under Request.scratch to be moved into place instead of being read."""
 
@@ -118,6 +119,8 @@ class Listing:
     """For files that hold others, as an image's layers do: they are all fetched, and this takes the
     folder that they are in and a path for a folder, fills that one, and returns where in it the
     files are that the URI stands for. Of these is chosen."""
+    unpacked_bytes: int = 0
+    """What `unpack` writes, as far as that can be told: at least so much."""
     peek: Callable[[str], bytes | None] | None = None
     """For files that hold others: the content of a small one of these by its name, as far as that
     can be had without fetching the rest, and not checked."""

@@ -77,16 +77,18 @@ def fill(
         OSError: of the disk.
     """
     attempts = Attempts()
+    # Of all attempts: who always begins at the start is not further on for having been behind.
+    furthest = span.reached
     while not span.full:
         if connection.stopping.is_set():
             raise Stopped
-        before = span.reached
         try:
             _read_on(part, span, file, source, connection, on_bytes)
             return
         except Unavailable as err:
             connection.idle()
-            if span.reached - before >= PROGRESS_BYTES:
+            if span.reached - furthest >= PROGRESS_BYTES:
+                furthest = span.reached
                 attempts.progressed()
             if not connection.stopping.is_set():
                 attempts.failed(err)
@@ -126,6 +128,8 @@ def _read_on(
     on_bytes: Callable[[], None],
 ) -> None:
     """Add what one connection gives."""
+    if not part.known and span.reached:
+        part.restart()
     connection.reading(None)
     with provider_errors(source):
         body = _open(file, span)

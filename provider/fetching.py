@@ -16,7 +16,7 @@ from provider.download import provider_errors
 from provider.progress import OnProgress
 from provider.retry import retried
 from provider.staging import Staging
-from provider.transfer import local_errors, transfer
+from provider.transfer import Record, local_errors, transfer
 
 
 def fetch(
@@ -29,6 +29,7 @@ def fetch(
     progress: OnProgress | None = None,
     allow_private: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
+    record: Record | None = None,
 ) -> Fetched:
     """Bring what `uri` names to the folder `dest`, which is replaced when all of it is there.
 
@@ -43,6 +44,8 @@ def fetch(
         allow_private: hosts of http(s) URLs that may be at addresses that are not public, besides
             those in PEFTJOB_ALLOW_PRIVATE.
         env: settings and credentials of providers (HF_ENDPOINT, HF_TOKEN); None is os.environ.
+        record: called with the result when `dest` is in place: what it writes down is not missed by
+            a kill, for the next fetch of the same calls it again and fetches nothing.
 
     Raises:
         SourceError: the source is not there, not allowed, or not what it should be.
@@ -85,7 +88,12 @@ def fetch(
     try:
         listing = retried(find)
         return transfer(
-            listing, request=request, staging=staging, choose=choose, on_progress=progress
+            listing,
+            request=request,
+            staging=staging,
+            choose=choose,
+            on_progress=progress,
+            record=record,
         )
     finally:
         with local_errors(dest):

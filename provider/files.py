@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import unquote
 
-from peftjob.errors import SourceError
+from peftjob.errors import SourceError, SourceUnavailableError
 from provider.base import Body, Listing, RemoteFile, Request
 
 CHUNK_BYTES = 1024 * 1024
@@ -98,7 +98,7 @@ def _remote(path: Path, name: str) -> RemoteFile:
         raise SourceError(f"{path} is no regular file")
 
     def open_at(start: int) -> Body:
-        return Body(_read(path, start), start)
+        return Body(_read(path, start, facts), start)
 
     return RemoteFile(
         path=name,
@@ -108,11 +108,17 @@ def _remote(path: Path, name: str) -> RemoteFile:
     )
 
 
-def _read(path: Path, start: int) -> Iterator[bytes]:
+def _read(path: Path, start: int, listed: os.stat_result) -> Iterator[bytes]:
     try:
         with path.open("rb") as file:
             file.seek(start)
             while chunk := file.read(CHUNK_BYTES):
+                # Not by the inode: some network file systems number them anew now and then.
+                now = os.fstat(file.fileno())
+                if (now.st_mtime_ns, now.st_size) != (listed.st_mtime_ns, listed.st_size):
+                    raise SourceUnavailableError(
+                        f"{path} changed while it was being fetched; start again"
+                    )
                 yield chunk
     except PermissionError as err:
         raise SourceError(f"{path} can't be read: {err.strerror}") from err

@@ -1,15 +1,20 @@
 """GET over HTTP: streamed, from an offset, redirects followed one by one and each checked.
 
 Proxies and certificate bundles come from the environment as requests reads them; logins in .netrc
-are not used. May import requests, peftjob.errors and provider.{base,headers,sessions}.
+are not used. What is not content is asked for again by itself when an answer fails, so that of a
+listing that takes a thousand requests one is made again and not all.
+
+May import requests, urllib3, peftjob.errors and provider.{base,exchange,headers,retry,sessions}.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import wraps
 from http import HTTPStatus
-from typing import NoReturn
-from urllib.parse import SplitResult, urljoin, urlsplit
+from typing import NoReturn, ParamSpec, TypeVar
+from urllib.parse import SplitResult, urlsplit
 
 import requests
 import urllib3
@@ -17,6 +22,7 @@ from requests.utils import get_environ_proxies, select_proxy
 
 from peftjob.errors import PeftJobError, SourceError, SourceUnavailableError
 from provider.base import Body, Unavailable, shown
+from provider.exchange import follow, send, split
 from provider.headers import (
     check_encoding,
     differ,
@@ -26,16 +32,19 @@ from provider.headers import (
     total_of,
     version_of,
 )
+from provider.retry import retried
 from provider.sessions import Sessions
 
-CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0
-"""The longest silence within an answer."""
+P = ParamSpec("P")
+T = TypeVar("T")
+
 CHUNK_BYTES = 512 * 1024
-"""What a kill costs on each connection: of eight together 4 MiB, half of what may be lost."""
+"""What a kill costs on each connection: of eight together 4 MiB, half of what may be lost. The
+other half is what has arrived and was not read: see provider.sessions."""
 MAX_REDIRECTS = 10
 DRAINED_BYTES = 64 * 1024
 DOCUMENT_BYTES = 16 * 1024 * 1024
+DOCUMENT_S = 120.0
 
 Resolve = Callable[[str, int], list[str]]
 """(host, port) → the addresses that may be connected to."""
@@ -43,6 +52,19 @@ Refused = Callable[[requests.Response], PeftJobError]
 """The error to raise for an answer of 4xx."""
 Signed = Callable[[str, str, Mapping[str, str]], Mapping[str, str]]
 """(method, URL, headers) → the headers to send, with what proves who asks."""
+
+
+def _again(ask: Callable[P, T]) -> Callable[P, T]:
+    """Have a request that gets no answer made again, bounded; the caller need not."""
+
+    @wraps(ask)
+    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return retried(lambda: ask(*args, **kwargs))
+        except Unavailable as err:
+            raise SourceUnavailableError(str(err)) from err
+
+    return asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +79,7 @@ class Client:
     """Of requests to the host that was asked for, and of no other that it redirects to."""
     _sessions: Sessions = field(default_factory=Sessions, repr=False)
 
+    @_again
     def probe(self, url: str) -> "Facts":
         """Size and version of what is at `url`, from an answer of one byte.
 
@@ -64,7 +87,7 @@ class Client:
 
         Raises:
             SourceError: the answer is a refusal, or the URL leads where it must not.
-            Unavailable: no answer, or one that may change.
+            SourceUnavailableError: no answer, or one that may change, after bounded retries.
         """
         with self._get(url, {"Range": "bytes=0-0"}, ok=(200, 206, 416)) as response:
             drain(response)
@@ -89,6 +112,7 @@ class Client:
 
         Raises:
             SourceUnavailableError: the content is no longer that of `facts`.
+            Unavailable: no answer, or one that may change.
         """
         whole = not start and end in (None, facts.size)
         headers = {} if whole else {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
@@ -100,7 +124,12 @@ class Client:
         try:
             check_encoding(response)
             total = total_of(response) if response.status_code == 206 else None
-            if differ(facts.version, version_of(response)) or differ(facts.size, total):
+            version = version_of(response)
+            if facts.version and version is None:
+                raise Unavailable(
+                    f"{shown(url)} does not say which version of it this is, and did before"
+                )
+            if differ(facts.version or None, version) or differ(facts.size, total):
                 raise SourceUnavailableError(
                     f"{shown(url)} changed while it was being fetched; start again"
                 )
@@ -111,20 +140,30 @@ class Client:
             raise
         return Body(_Chunks(response, shown(url)), start if response.status_code == 206 else 0)
 
+    @_again
     def read(self, url: str, *, limit_bytes: int = DOCUMENT_BYTES) -> bytes:
-        """A document that fits into memory.
+        """A document that fits into memory and comes within DOCUMENT_S.
 
         Raises:
-            Unavailable: it is longer than the limit, or broke off.
+            SourceUnavailableError: it is longer than the limit, or broke off again and again.
         """
         with self._get(url, {}, ok=(200,)) as response:
-            data = b""
-            for chunk in _Chunks(response, shown(url)):
-                data += chunk
-                if len(data) > limit_bytes:
-                    raise Unavailable(f"{shown(url)} is longer than {limit_bytes} bytes")
-            return data
+            chunks = _Chunks(response, shown(url))
+            # A read timeout is for silence, and not for a server that sends a byte now and then.
+            late = threading.Timer(DOCUMENT_S, chunks.interrupt)
+            late.daemon = True
+            late.start()
+            try:
+                data = b""
+                for chunk in chunks:
+                    data += chunk
+                    if len(data) > limit_bytes:
+                        raise Unavailable(f"{shown(url)} is longer than {limit_bytes} bytes")
+                return data
+            finally:
+                late.cancel()
 
+    @_again
     def head(self, url: str, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
         """The headers of what is at `url`. Raises as probe does."""
         with self._get(url, headers or {}, ok=(200, 206), method="HEAD") as response:
@@ -135,7 +174,7 @@ class Client:
     ) -> requests.Response:
         """The first answer that is no redirect; its status is one of `ok`."""
         sent = {**self.headers, **headers, "Accept-Encoding": "identity"}
-        first = _split(url)
+        first = split(url)
         at = first
         for _ in range(MAX_REDIRECTS):
             ours = (at.scheme, at.netloc) == (first.scheme, first.netloc)
@@ -151,7 +190,7 @@ class Client:
                     self._raise_for(response)
             with response:
                 drain(response)
-                at = _follow(at, response.headers["Location"])
+                at = follow(at, response.headers["Location"])
         raise SourceError(f"{shown(url)} redirects more than {MAX_REDIRECTS} times")
 
     def _request(
@@ -160,7 +199,7 @@ class Client:
         last: Unavailable | None = None
         for address in self._addresses(at):
             try:
-                return _send(self._sessions, method, at, headers, address)
+                return send(self._sessions, method, at, headers, address)
             except Unavailable as err:
                 last = err
         raise last or Unavailable(f"{at.hostname} has no address")
@@ -194,6 +233,7 @@ class Facts:
 
     size: int | None
     version: str | None
+    """None or nothing where the server names none."""
     ranges: bool = True
     """Whether the server can begin in the middle."""
     name: str | None = None
@@ -228,70 +268,3 @@ def drain(response: requests.Response) -> None:
     if length.isdecimal() and int(length) <= DRAINED_BYTES:
         with suppress(requests.RequestException):
             _ = response.content
-
-
-def _send(
-    sessions: Sessions,
-    method: str,
-    at: SplitResult,
-    headers: Mapping[str, str],
-    address: str | None,
-) -> requests.Response:
-    url = at._replace(fragment="").geturl()
-    if address is not None:
-        headers = {**headers, "Host": at.netloc}
-
-    def send(session: requests.Session) -> requests.Response:
-        return session.request(
-            method,
-            url,
-            headers=dict(headers),
-            stream=True,
-            allow_redirects=False,
-            timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-        )
-
-    try:
-        session, used = sessions.get(at.scheme, at.netloc, address)
-        try:
-            return send(session)
-        except requests.exceptions.ConnectionError as err:
-            if not used or isinstance(err, requests.exceptions.Timeout):
-                raise
-            # It was kept open too long for the server: that is no failure.
-            return send(sessions.renewed(at.scheme, at.netloc, address))
-    except requests.exceptions.SSLError as err:
-        if "CERTIFICATE_VERIFY_FAILED" not in str(err):
-            raise Unavailable(f"the TLS connection to {at.hostname} failed") from err
-        raise SourceError(
-            f"the certificate of {at.hostname} can't be verified; if it is your own authority's, "
-            "name its bundle in REQUESTS_CA_BUNDLE"
-        ) from err
-    except requests.exceptions.Timeout as err:
-        raise Unavailable(f"{at.netloc} did not answer in time") from err
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema) as err:
-        raise SourceError(f"{shown(url)} is no usable address: {err}") from err
-    except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as err:
-        raise Unavailable(f"{at.netloc} can't be reached") from err
-
-
-def _follow(at: SplitResult, location: str) -> SplitResult:
-    target = _split(urljoin(at.geturl(), location))
-    if at.scheme == "https" and target.scheme == "http":
-        raise SourceError(
-            f"{at.hostname} redirects from https to http ({shown(target.geturl())}); refused"
-        )
-    return target
-
-
-def _split(url: str) -> SplitResult:
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as err:
-        raise SourceError(f"{shown(url)} is no usable address: {err}") from err
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise SourceError(f"{shown(url)} is no http or https address of a host")
-    if parts.username is not None or parts.password is not None:
-        raise SourceError(f"{shown(url)} holds a login, and logins don't belong in addresses")
-    return parts

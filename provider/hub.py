@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 
 # The error of the HTTP library under it, whichever that is (httpx, httpx2).
 from huggingface_hub.errors import HTTPError as HubTransportError  # type: ignore[attr-defined]
+from huggingface_hub.hf_api import RepoSibling
 
 from peftjob.errors import SourceError
 from peftjob.source_uris import holds_login
@@ -34,6 +35,7 @@ from provider.http import Client, Facts
 LISTING_TIMEOUT_S = 30.0
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -85,19 +87,7 @@ def find(request: Request) -> Listing:
     if not info.sha:
         raise Unavailable(f"{repo.endpoint} named no commit for {repo}")
     client = Client(refused=lambda answer: _refused(answer, repo), headers=_headers(repo))
-    files = [
-        _remote(
-            client,
-            repo,
-            commit=info.sha,
-            path=item.rfilename,
-            size=item.size,
-            sha256=item.lfs.sha256 if item.lfs else None,
-            # Of a file in LFS, the blob is only the pointer to it.
-            git_oid=None if item.lfs else item.blob_id,
-        )
-        for item in info.siblings or []
-    ]
+    files = [_remote(client, repo, info.sha, item) for item in info.siblings or []]
     return Listing(files, revision=info.sha, folder=True)
 
 
@@ -138,18 +128,18 @@ def _headers(repo: _Repo) -> dict[str, str]:
     return {"User-Agent": "peftjob", **login}
 
 
-def _remote(
-    client: Client,
-    repo: _Repo,
-    *,
-    commit: str,
-    path: str,
-    size: int | None,
-    sha256: str | None,
-    git_oid: str | None,
-) -> RemoteFile:
+def _remote(client: Client, repo: _Repo, commit: str, item: RepoSibling) -> RemoteFile:
+    sha256 = item.lfs.sha256 if item.lfs else None
+    # Of a file in LFS, the blob is only the pointer to it.
+    git_oid = None if item.lfs else item.blob_id
+    size = item.size
+    if type(size) is not int or size < 0 or not _DIGEST.fullmatch(str(sha256 or git_oid)):
+        raise SourceError(
+            f"{repo.endpoint} lists {item.rfilename} of {repo} without a size and a digest, so it "
+            "can't be checked; use an endpoint that names them, as the Hub does"
+        )
     url = huggingface_hub.hf_hub_url(
-        repo.id, path, repo_type=repo.kind, revision=commit, endpoint=repo.endpoint
+        repo.id, item.rfilename, repo_type=repo.kind, revision=commit, endpoint=repo.endpoint
     )
 
     def open_at(start: int, end: int | None = None) -> Body:
@@ -157,7 +147,12 @@ def _remote(
         return client.open(url, start, Facts(size=size, version=None), end)
 
     return RemoteFile(
-        path=path, open=open_at, open_range=open_at, size=size, sha256=sha256, git_oid=git_oid
+        path=item.rfilename,
+        open=open_at,
+        open_range=open_at,
+        size=size,
+        sha256=sha256,
+        git_oid=git_oid,
     )
 
 

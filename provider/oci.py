@@ -4,10 +4,11 @@ Layers are fetched like any other file, in parallel, resumed and held against th
 extracted when all of them are there, by the code that extracts adapters. What lies in a layout
 folder is extracted from where it lies. Logins are those of Docker and Podman.
 
-May import peftjob.{errors,oci} and provider.{base,retry}.
+May import peftjob.{errors,oci} and provider.{base,retry,sessions}.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from peftjob.errors import (
 )
 from peftjob.oci.archive import DATA, MAX_FILES, MODELS, Extraction
 from peftjob.oci.connection import Connection
-from peftjob.oci.download import blob_chunks
+from peftjob.oci.download import one_answer
 from peftjob.oci.layout import Layout
 from peftjob.oci.manifest import Descriptor
 from peftjob.oci.places import read_manifest
@@ -30,8 +31,10 @@ from peftjob.oci.reference import Reference
 from peftjob.oci.registry import Registry
 from peftjob.oci.store import Store
 from peftjob.oci.tar import read_member
-from provider.base import Body, Listing, RemoteFile, Request
+from peftjob.oci.transport import TransientError
+from provider.base import Body, Listing, RemoteFile, Request, Unavailable
 from provider.retry import sleep
+from provider.sessions import ContentAdapter
 
 CHUNK_BYTES = 1024 * 1024
 MAX_BYTES = 4 << 40
@@ -51,17 +54,17 @@ def find(request: Request) -> Listing:
     ref = _reference(request)
     with _as_source_errors(), closing(_store(ref, request.env)) as store:
         found, manifest = read_manifest(store, ref)
-    extract = partial(_extract, ref, manifest.layers, request.shown)
-    files = (
-        []
-        if ref.host is None
-        else [_remote(ref, layer, name, request.env) for name, layer in _named(manifest.layers)]
-    )
+        files = []
+        if isinstance(store, Registry):
+            connections = _Connections(store.connect())
+            files = [_remote(connections, layer, name) for name, layer in _named(manifest.layers)]
     return Listing(
         files,
         revision=found.digest,
         folder=True,
-        unpack=extract,
+        unpack=partial(_extract, ref, manifest.layers, request.shown),
+        # Compressed, they may be more; of weights it is not much more.
+        unpacked_bytes=sum(layer.size_bytes for layer in manifest.layers),
         peek=partial(_peek, ref, manifest.layers, request.env),
     )
 
@@ -96,10 +99,25 @@ def _named(layers: tuple[Descriptor, ...]) -> list[tuple[str, Descriptor]]:
     return [(f"layer-{index}", layer) for index, layer in enumerate(layers)]
 
 
-def _remote(ref: Reference, layer: Descriptor, name: str, env: Mapping[str, str]) -> RemoteFile:
+class _Connections:
+    """A connection for each thread, kept open; all with the login of the first."""
+
+    def __init__(self, first: Connection) -> None:
+        self._first = first
+        self._own = threading.local()
+
+    def get(self) -> Connection:
+        """This thread's."""
+        if not hasattr(self._own, "connection"):
+            self._own.connection = self._first.another(ContentAdapter())
+        own: Connection = self._own.connection
+        return own
+
+
+def _remote(connections: _Connections, layer: Descriptor, name: str) -> RemoteFile:
     def open_at(start: int, end: int | None = None) -> Body:
         last = layer.size_bytes if end is None else end
-        return Body(_Chunks(ref, layer, start, last, env), start)
+        return Body(_Chunks(connections.get(), layer, start, last), start)
 
     return RemoteFile(
         path=name,
@@ -111,28 +129,29 @@ def _remote(ref: Reference, layer: Descriptor, name: str, env: Mapping[str, str]
 
 
 class _Chunks:
-    """A range of a blob, over a connection of its own: threads read several at once."""
+    """A range of a blob, as one answer gives it; where that ends early, the caller asks again."""
 
-    def __init__(
-        self, ref: Reference, layer: Descriptor, start: int, end: int, env: Mapping[str, str]
-    ) -> None:
-        self._connection = Connection(
-            ref.host or "",
-            ref.path,
-            plain_http=ref.is_loopback,
-            use_proxies=not ref.is_loopback,
-            env=env,
-            sleep=sleep,
-        )
-        self._chunks = blob_chunks(self._connection, layer, start=start, end=end)
+    def __init__(self, connection: Connection, layer: Descriptor, start: int, end: int) -> None:
+        self._connection = connection
+        self._layer = layer
+        self._chunks = one_answer(connection, layer, start, end)
 
     def __iter__(self) -> Iterator[bytes]:
-        with _as_source_errors():
-            yield from self._chunks
+        try:
+            with _as_source_errors():
+                yield from self._chunks
+        except TransientError as err:
+            raise Unavailable(
+                f"{self._layer.digest} can't be read from {self._connection.place}: {err}",
+                retry_after_s=err.retry_after_s or None,
+            ) from err
+
+    def interrupt(self) -> None:
+        """End the read that another thread is waiting in."""
+        self._connection.interrupt()
 
     def close(self) -> None:
         self._chunks.close()
-        self._connection.close()
 
 
 def _extract(
@@ -156,22 +175,15 @@ def _peek(
 ) -> bytes | None:
     """A small file near the beginning of a layer; the upmost layer that has it counts."""
     names = {f"{root}/{name}" for root in (MODELS, DATA)}
-    for layer in reversed(layers):
-        with _as_source_errors(), closing(_opened(ref, layer, env)) as chunks:
-            found = read_member(
-                iter(chunks), names, media_type=layer.media_type, max_bytes=PEEK_BYTES
-            )
-        if found is not None:
-            return found
+    with _as_source_errors(), closing(_store(ref, env)) as store:
+        for layer in reversed(layers):
+            with closing(store.read_blob(layer)) as chunks:
+                found = read_member(
+                    chunks, names, media_type=layer.media_type, max_bytes=PEEK_BYTES
+                )
+            if found is not None:
+                return found
     return None
-
-
-def _opened(
-    ref: Reference, layer: Descriptor, env: Mapping[str, str]
-) -> "_Chunks | Generator[bytes]":
-    if ref.host is None:
-        return Layout(Path(ref.path)).read_blob(layer)
-    return _Chunks(ref, layer, 0, layer.size_bytes, env)
 
 
 def _read(path: Path) -> Iterator[bytes]:

@@ -29,11 +29,15 @@ def unpacked_name(path: str, *, kind: Kind) -> str:
     return unpacked(path) if kind == "dataset" and is_data_file(path) else path
 
 
+class NotPackedError(SourceError):
+    """A file is not compressed as its name says: of another kind, or damaged."""
+
+
 def unpack(part: Path, path: str, name: str, *, source: str) -> tuple[Path, FileRecord]:
-    """Unpack the complete part of the file `path`, which is removed; where it is now, synced.
+    """Unpack the complete part of the file `path`, which stays; where the content is, synced.
 
     Raises:
-        SourceError: it is not compressed as its name says.
+        NotPackedError: it is not compressed as its name says.
         OSError: of the disk.
     """
     target = part.with_name(f"{part.name}.unpacked")
@@ -47,13 +51,12 @@ def unpack(part: Path, path: str, name: str, *, source: str) -> tuple[Path, File
                 sha256.update(chunk)
                 size += len(chunk)
         except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as err:
-            raise SourceError(
+            raise NotPackedError(
                 f"{path} of {source} can't be unpacked: it is no whole {kind} file ({err}); check "
                 "the source"
             ) from err
         out.flush()
         os.fsync(out.fileno())
-    part.unlink()
     return target, FileRecord(name, size, sha256.hexdigest())
 
 

@@ -1,7 +1,8 @@
 """A file that is being gathered: ranges of it fill up at once, and its checksums follow.
 
     parts/<n>            the bytes, each at its place: a file with holes until it is complete
-    parts/<n>.reached    16 bytes for each range: how far it is, and a CRC of what is there
+    parts/<n>.reached    16 bytes for each range: how far it is, and a CRC of what is there;
+                         removed when the file is known to lie elsewhere
 
 A range moves on in steps of a chunk, bytes first and the mark after them, so what a kill costs is
 the chunk under way on every connection. A file whose source names a checksum is held against that
@@ -49,11 +50,15 @@ class Span:
         return self.reached == self.end
 
 
-def spans_of(file: RemoteFile) -> list[Span]:
-    """The ranges in which a file is read."""
+def spans_of(file: RemoteFile, *, known: bool) -> list[Span]:
+    """The ranges in which a file is read.
+
+    Args:
+        known: whether something tells that the ranges are of one content; else there is only one.
+    """
     if file.size is None:
         return [Span(0, None, 0)]
-    if file.open_range is None or file.size <= RANGE_BYTES:
+    if file.open_range is None or file.size <= RANGE_BYTES or not known:
         return [Span(0, file.size, 0)]
     edges = [*range(0, file.size, RANGE_BYTES), file.size]
     return [Span(start, end, start) for start, end in pairwise(edges)]
@@ -72,14 +77,18 @@ class Part:
             checksum: what `file.ask_checksum` answered.
         """
         self.path = path
-        self.spans = spans_of(file)
         self._expected = [*file.checksums, *([checksum] if checksum else [])]
+        self.verified = bool(self._expected)
+        """Whether problem() compares the content with anything."""
+        self.known = self.verified or bool(file.version)
+        """Whether something tells that what comes next is of the same content as what is there."""
+        self.spans = spans_of(file, known=self.known)
         self._endless = file.size is None
         self._hashing = threading.Lock()
         self._running = Running(self._expected)
         self._marks_path = path.with_name(f"{path.name}.reached")
         big = file.size is None or file.size > KEPT_FROM_BYTES
-        self._kept = big and bool(self._expected or file.version)
+        self._kept = big and self.known
         self._out = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         os.fchmod(self._out, FILE_MODE)
         self._marks: int | None = None
@@ -133,8 +142,11 @@ class Part:
             return self._running.problem()
 
     def sync(self) -> None:
-        """Make the bytes last, and forget how they came."""
+        """Make the bytes last."""
         os.fsync(self._out)
+
+    def forget(self) -> None:
+        """Remove what tells how the bytes came, once it is written down that they are elsewhere."""
         self._marks_path.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 from provider.base import RemoteFile, Transfer
 
@@ -12,6 +12,11 @@ OnProgress = Callable[[Transfer], None]
 WINDOW_S = 10.0
 """Rates are over this time: long enough to be calm, short enough to show a source that slows."""
 SAMPLE_EVERY_S = 0.25
+
+
+def counted(files: Sized) -> str:
+    """`1 file`, `2 files`."""
+    return "1 file" if len(files) == 1 else f"{len(files)} files"
 
 
 class Rate:

@@ -12,7 +12,7 @@ selection}.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from urllib.parse import quote, unquote_plus, urlencode
@@ -106,15 +106,25 @@ class _Bucket:
     def list(self, prefix: str) -> Iterator[_Object]:
         """The objects whose keys begin with `prefix`, page by page."""
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix}
+        tokens = set()
         while True:
             page = self._page(query)
+            # A store may leave them as they are, whatever it was asked for.
+            decode = unquote_plus if page.findtext("EncodingType") == "url" else str
             for item in page.iter("Contents"):
-                found = self._listed(item)
+                found = self._listed(item, decode)
                 if not found.key.endswith("/"):  # what consoles make to show a folder
                     yield found
-            token = page.findtext("NextContinuationToken")
-            if page.findtext("IsTruncated") != "true" or not token:
+            if page.findtext("IsTruncated") != "true":
                 return
+            token = page.findtext("NextContinuationToken")
+            if not token:
+                raise self._unreadable()
+            if token in tokens:
+                raise SourceError(
+                    f"{self._access.endpoint} lists {self._source} in a circle; ask who runs it"
+                )
+            tokens.add(token)
             query["continuation-token"] = token
 
     def object(self, key: str) -> _Object | None:
@@ -163,11 +173,11 @@ class _Bucket:
             raise self._unreadable()
         return page
 
-    def _listed(self, item: ElementTree.Element) -> _Object:
+    def _listed(self, item: ElementTree.Element, decode: Callable[[str], str]) -> _Object:
         key, size = item.findtext("Key"), item.findtext("Size") or ""
         if not key or not size.isdecimal():
             raise self._unreadable()
-        return _Object(unquote_plus(key), int(size), item.findtext("ETag") or "")
+        return _Object(decode(key), int(size), item.findtext("ETag") or "")
 
     def _unreadable(self) -> Unavailable:
         return Unavailable(f"{self._access.endpoint} sent no readable listing of {self._source}")
@@ -188,10 +198,12 @@ class _Bucket:
             )
         if code == "NoSuchBucket":
             return SourceError(f"{self._access.endpoint} has no bucket {self._name}; check it")
-        if response.request.method == "HEAD" and status in (403, 404):
-            return _AbsentError(self._denied(status, code))
+        asked = response.request.method == "HEAD"
         if status == 404:
-            return SourceError(f"{where} does not exist ({code or status}); check the key")
+            kind = _AbsentError if asked else SourceError
+            return kind(f"{where} does not exist ({code or status}); check the name of the object")
+        if status == 403 and asked:
+            return _AbsentError(self._denied(status, code))
         if code == "InvalidObjectState":
             return SourceError(f"{where} is archived; restore it first (aws s3api restore-object)")
         return SourceError(self._denied(status, code))

@@ -44,8 +44,10 @@ class Access:
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
 
-        # What is on its way may change other headers, so they are not signed.
-        signed = AWSRequest(method=method, url=url, headers={"Host": urlsplit(url).netloc})
+        # S3 refuses what has an x-amz-* header that isn't signed. Proxies may change any other, so
+        # none of those is.
+        own = {name: text for name, text in headers.items() if name.lower().startswith("x-amz-")}
+        signed = AWSRequest(method=method, url=url, headers={"Host": urlsplit(url).netloc, **own})
         S3SigV4Auth(self.credentials.get_frozen_credentials(), "s3", self.region).add_auth(signed)
         return {**headers, **{name: str(value) for name, value in signed.headers.items()}}
 

@@ -1,15 +1,36 @@
 """Connections that are kept open, a set for each thread; each goes to an address that was checked.
 
-May import requests.
+May import requests and urllib3.
 """
 
+import socket
 import threading
 from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection
+
+RECEIVED_BYTES = 256 * 1024
+"""What the kernel is asked to keep at most of what has arrived and was not read; Linux takes twice
+that. A kill loses it, of eight connections 4 MiB, and by itself it would grow to many times that.
+Smaller would slow far stores down: it is also what may be under way."""
 
 _Key = tuple[str, str, str | None]
+_OPTIONS = [
+    *HTTPConnection.default_socket_options,
+    (socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED_BYTES),
+]
+
+
+class ContentAdapter(HTTPAdapter):
+    """Connections over which a kill loses little."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, socket_options=_OPTIONS, **kwargs)
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        return super().proxy_manager_for(proxy, socket_options=_OPTIONS, **kwargs)
 
 
 class Sessions:
@@ -29,8 +50,9 @@ class Sessions:
         """A session without a connection."""
         session = requests.Session()
         session.auth = _no_login
-        if address is not None:
-            session.mount(f"{scheme}://", _PinnedAdapter(address))
+        session.mount(
+            f"{scheme}://", ContentAdapter() if address is None else _PinnedAdapter(address)
+        )
         known = self._known()
         key = (scheme, netloc, address)
         if key in known:
@@ -45,7 +67,7 @@ class Sessions:
         return known
 
 
-class _PinnedAdapter(HTTPAdapter):
+class _PinnedAdapter(ContentAdapter):
     """Connects to one address that was checked, whatever the host's name resolves to by now."""
 
     def __init__(self, address: str) -> None:

@@ -2,10 +2,13 @@
 
     .<name>.partial/
         source.json     what is being fetched: another source starts from nothing
-        done.jsonl      one line a finished file, appended after the file was synced
         parts/<n>       the n-th file of the listing, not finished
         tree/           finished files; renamed to the destination when all are there
+        done.jsonl      one line a finished file, appended when the file is in the tree
+        published.json  what the destination is to hold, with the files' times: whether it does yet
         scratch/        the provider's own files
+
+Whatever is removed here is removed after the line is written that says why it is not needed.
 
 May import provider.base and peftjob.errors.
 """
@@ -16,6 +19,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from peftjob.errors import PermanentError
@@ -34,6 +38,7 @@ class Staging:
         self.tree = self.folder / "tree"
         self.scratch = self.folder / "scratch"
         self._done_log = self.folder / "done.jsonl"
+        self._published = self.folder / "published.json"
 
     def begin(self, request: Request, listing: Listing, files: Sequence[RemoteFile]) -> None:
         """Keep what a fetch of the very same files left behind, else start from nothing."""
@@ -49,8 +54,8 @@ class Staging:
             known = ""
         if known != identity:
             # The scratch folder stays: the provider may just have filled it.
-            for path in (source, self._done_log, self.tree, self.folder / "parts"):
-                remove(path)
+            for name in ("source.json", "published.json", "done.jsonl", "tree", "parts"):
+                remove(self.folder / name)
         for folder in (self.folder, self.tree, self.folder / "parts"):
             make_folder(folder)
         if known != identity:
@@ -62,8 +67,31 @@ class Staging:
         with suppress(OSError):
             self.folder.rmdir()
 
-    def done(self) -> dict[str, FileRecord]:
-        """The finished files by path; a line that a kill cut off does not count."""
+    def published(self) -> tuple[FileRecord, ...] | None:
+        """What the destination holds, where a kill came after it was put in place."""
+        try:
+            saved = json.loads(self._published.read_text())
+            records = tuple(FileRecord(**record) for record in saved["files"])
+            return records if _times(self.dest, records) == saved["times"] else None
+        except (ValueError, TypeError, KeyError, FileNotFoundError, NotADirectoryError):
+            return None
+
+    def done(self, names: Sequence[str]) -> dict[str, FileRecord]:
+        """The finished files by path; a line that a kill cut off does not count.
+
+        A file that has come to its place and not to its line goes back among the parts.
+
+        Args:
+            names: of the files of the listing, as they are in the tree.
+        """
+        found = self._logged()
+        for index, name in enumerate(names):
+            placed, part = self.tree / name, self.part(index)
+            if name not in found and placed.is_file() and not part.exists():
+                placed.replace(part)
+        return found
+
+    def _logged(self) -> dict[str, FileRecord]:
         try:
             lines = self._done_log.read_text().splitlines()
         except FileNotFoundError:
@@ -86,10 +114,7 @@ class Staging:
         """Put a synced file at its place in the tree and remember it."""
         place(part, self.tree, record.path)
         with self._done_log.open("a") as log:
-            log.write(
-                json.dumps({"path": record.path, "size": record.size, "sha256": record.sha256})
-                + "\n"
-            )
+            log.write(json.dumps(asdict(record)) + "\n")
 
     def fresh(self, name: str) -> Path:
         """A path in which nothing is, for a folder of that name."""
@@ -97,18 +122,18 @@ class Staging:
         remove(path)
         return path
 
-    def publish(self, tree: Path | None = None) -> None:
-        """Put the tree, or another one, in the destination's place, whatever was there before."""
-        tree = tree or self.tree
+    def publish(self, records: Sequence[FileRecord], tree: Path) -> None:
+        """Put a tree with these files in the destination's place, whatever was there before."""
         for top, _, _ in os.walk(tree):
             sync_folder(Path(top))
+        saved = {"times": _times(tree, records), "files": [asdict(record) for record in records]}
+        self._published.write_text(json.dumps(saved))
         if os.path.lexists(self.dest):
             old = self.folder / "old"
             remove(old)
             self.dest.replace(old)
         tree.replace(self.dest)
         sync_folder(self.dest.parent)
-        self.discard()
 
     def discard(self) -> None:
         """Remove everything but the destination."""
@@ -147,11 +172,18 @@ def sync_folder(path: Path) -> None:
         os.close(handle)
 
 
+def _times(tree: Path, records: Sequence[FileRecord]) -> list[list[int]]:
+    """Size and time of each file, which a renamed folder keeps."""
+    facts = [(tree / record.path).stat() for record in records]
+    return [[fact.st_size, fact.st_mtime_ns] for fact in facts]
+
+
 def _identity(request: Request, listing: Listing, files: Sequence[RemoteFile]) -> str:
     facts = [
         [file.path, file.size, file.sha256, file.git_oid, file.version, file.take is not None]
         for file in files
     ]
-    text = json.dumps([request.uri, request.kind, listing.revision, facts])
+    # The globs choose among these files, or among what is in them.
+    text = json.dumps([request.uri, request.kind, request.files, listing.revision, facts])
     # Only a digest is kept, because a URI may hold a signature.
     return hashlib.sha256(text.encode()).hexdigest()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from peftjob.errors import PermanentError
+from peftjob.errors import PermanentError, SourceError
 from provider.base import Fetched, FileRecord, Listing, RemoteFile, Request
 from provider.download import record_of
 from provider.files import list_folder
@@ -23,10 +23,14 @@ from provider.work import Work
 
 Choose = Callable[[Sequence[str]], list[str]]
 """Paths → those of them that are wanted."""
+Record = Callable[[Fetched], object]
+"""Writes down what was fetched."""
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _BLOCK_BYTES = 512
 """Of st_blocks, whatever the file system's own are."""
+_MOST_BYTES = 2**63 - 1
+"""Of a file, on any file system."""
 
 
 def transfer(
@@ -36,11 +40,15 @@ def transfer(
     staging: Staging,
     choose: Choose,
     on_progress: OnProgress | None,
+    record: Record | None = None,
 ) -> Fetched:
     """Bring the chosen files to the staging's destination, which is replaced as a whole.
 
     What is there when a source goes away, or this process, is left for the next fetch to go on
     from; what the next fetch would fail on as well is removed.
+
+    Args:
+        record: called when the destination is in place, and before it is forgotten how it came.
 
     Raises:
         SourceError: a file is not what its source says it is, or has an unsafe name.
@@ -51,20 +59,31 @@ def transfer(
     with local_errors(staging.dest):
         try:
             staging.begin(request, listing, files)
-            done = staging.done()
-            _check_space(files, names, done, request, staging)
-            progress = Progress(request.shown, files, on_progress)
-            records = Work(files, names, request.shown, staging, progress).run(done)
-            if listing.unpack is None:
-                staging.publish()
-            else:
-                records = _publish_unpacked(listing.unpack, request, staging, choose)
+            records = staging.published()
+            if records is None:
+                done = staging.done(names)
+                inside, chosen = staging.fresh("inside"), staging.fresh("chosen")
+                _check_space(files, names, done, request, staging, listing.unpacked_bytes)
+                progress = Progress(request.shown, files, on_progress)
+                records = Work(files, names, request.shown, staging, progress).run(done)
+                if listing.unpack is None:
+                    staging.publish(records, staging.tree)
+                else:
+                    folder = listing.unpack(staging.tree, inside)
+                    records = _publish_unpacked(folder, chosen, request, staging, choose)
+            fetched = Fetched(
+                uri=request.shown,
+                revision=listing.revision,
+                digest=digest_of(records),
+                files=records,
+            )
+            if record is not None:
+                record(fetched)
+            staging.discard()
         except (PermanentError, OSError):
             staging.discard()
             raise
-    return Fetched(
-        uri=request.shown, revision=listing.revision, digest=digest_of(records), files=records
-    )
+    return fetched
 
 
 def _chosen(
@@ -86,27 +105,28 @@ def _chosen(
 
 
 def _publish_unpacked(
-    unpack: Callable[[Path, Path], Path], request: Request, staging: Staging, choose: Choose
+    folder: Path, tree: Path, request: Request, staging: Staging, choose: Choose
 ) -> tuple[FileRecord, ...]:
-    """Put what the fetched files hold in the destination's place.
+    """Put what was in the fetched files, and is in `folder` now, in the destination's place.
 
     The fetched files stay until that is done: after a kill they are unpacked again.
     """
-    folder = unpack(staging.tree, staging.fresh("inside"))
     inside = list_folder(folder, source=request.shown)
     files, names = _chosen(Listing(inside, folder=True), request, choose)
-    tree = staging.fresh("chosen")
     records = []
     for file, name in zip(files, names, strict=True):
         path = folder / file.path
         if name == file.path:
             record = record_of(name, path)
         else:
-            path, record = unpack_file(path, file.path, name, source=request.shown)
+            packed = path
+            path, record = unpack_file(packed, file.path, name, source=request.shown)
+            packed.unlink()
         place(path, tree, name)
         records.append(record)
-    staging.publish(tree)
-    return tuple(sorted(records, key=lambda record: record.path))
+    records.sort(key=lambda record: record.path)
+    staging.publish(records, tree)
+    return tuple(records)
 
 
 def digest_of(records: Sequence[FileRecord]) -> str:
@@ -138,10 +158,16 @@ def _check_space(
     done: dict[str, FileRecord],
     request: Request,
     staging: Staging,
+    unpacked_bytes: int,
 ) -> None:
     """Bytes, and inodes where the file system has a number of them."""
-    needed_bytes, needed_files = 0, 0
+    needed_bytes, needed_files = unpacked_bytes, 0
     for index, (file, name) in enumerate(zip(files, names, strict=True)):
+        if file.size is not None and not 0 <= file.size <= _MOST_BYTES:
+            raise SourceError(
+                f"{file.path} of {request.shown} is listed with a size that no file has; check the "
+                "source"
+            )
         if name not in done and file.take is None:
             part = staging.part(index)
             there = part.stat().st_blocks * _BLOCK_BYTES if part.exists() else 0

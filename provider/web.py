@@ -9,6 +9,7 @@ May import peftjob.errors and provider.{addresses,base,braces,http,selection}.
 """
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.parse import unquote, urlsplit
 
@@ -21,6 +22,9 @@ from provider.braces import expanded
 from provider.http import Client, Facts
 from provider.selection import is_data_file
 
+ASKED_AT_ONCE = 8
+"""Of the files whose size and version is not known yet. A URI may stand for ten thousand."""
+
 _SHA256 = re.compile(r"sha256=([0-9a-fA-F]{64})")
 _GLOB = re.compile(r"[*\[\]]")
 
@@ -30,7 +34,7 @@ def find(request: Request) -> Listing:
 
     Raises:
         SourceError: a URL is not usable, or what it names can't be had.
-        Unavailable: the host does not answer as it should.
+        SourceUnavailableError: a host does not answer as it should, after bounded retries.
     """
     if request.revision is not None:
         raise SourceError(
@@ -42,7 +46,8 @@ def find(request: Request) -> Listing:
         resolve=partial(addresses.resolve, allow_private=request.allow_private),
     )
     urls = [url for text in request.uri.split() for url in expanded(text)]
-    return Listing([_remote(client, url) for url in urls])
+    with ThreadPoolExecutor(ASKED_AT_ONCE, "peftjob-web") as pool:
+        return Listing(list(pool.map(partial(_remote, client), urls)))
 
 
 def _remote(client: Client, text: str) -> RemoteFile:

@@ -15,8 +15,8 @@ from peftjob.errors import SourceError
 from provider.base import FileRecord, RemoteFile
 from provider.checksums import Checksum
 from provider.connections import Connections, Task
-from provider.download import Connection, fill, provider_errors, record_of
-from provider.packed import unpack
+from provider.download import Connection, Stopped, fill, provider_errors, record_of
+from provider.packed import NotPackedError, unpack
 from provider.part import Part, Span
 from provider.progress import Progress
 from provider.retry import retried
@@ -86,7 +86,8 @@ class Work:
     def _begin(self, index: int, connection: Connection) -> Sequence[Task]:
         remote = self._files[index]
         if remote.take is not None:
-            self._place(index, remote.take, record_of(remote.path, remote.take))
+            record = record_of(remote.path, remote.take)
+            self._place(index, remote.take, record, connection)
             return ()
         part = Part(remote, self._staging.part(index), self._asked(remote))
         with self._lock:
@@ -119,32 +120,45 @@ class Work:
 
     def _finish(self, file: _File, connection: Connection) -> Sequence[Task]:
         problem = file.part.problem()
-        if problem and file.again:
-            log.info("%s of %s is damaged: %s; once more", file.remote.path, self._source, problem)
-            file.again = False
-            file.part.restart()
-            file.left = len(file.part.spans)
-            return self._filling(file, file.part.spans, connection)
-        if problem:
+        if problem is None:
+            try:
+                self._complete(file, connection)
+                return ()
+            except NotPackedError as err:
+                if file.part.verified or not file.again:
+                    raise
+                problem = str(err)
+        if not file.again:
             raise SourceError(
                 f"{file.remote.path} of {self._source} is damaged: {problem}; it was fetched twice "
                 "and not kept, check the source"
             )
-        file.part.sync()
-        with self._lock:
-            self._parts.discard(file.part)
-        file.part.close()
-        record = FileRecord(file.remote.path, file.part.size, file.part.sha256)
-        self._place(file.index, file.part.path, record)
-        return ()
+        log.info("%s of %s is damaged: %s; once more", file.remote.path, self._source, problem)
+        file.again = False
+        file.part.restart()
+        file.left = len(file.part.spans)
+        return self._filling(file, file.part.spans, connection)
 
-    def _place(self, index: int, path: Path, record: FileRecord) -> None:
-        """Put a whole, synced file where it goes, unpacked if that is what its name says."""
-        name = self._names[index]
-        if name != record.path:
-            path, record = unpack(path, record.path, name, source=self._source)
+    def _complete(self, file: _File, connection: Connection) -> None:
+        part = file.part
+        part.sync()
+        record = FileRecord(file.remote.path, part.size, part.sha256)
+        self._place(file.index, part.path, record, connection)
+        part.forget()
         with self._lock:
+            self._parts.discard(part)
+        part.close()
+
+    def _place(self, index: int, path: Path, record: FileRecord, connection: Connection) -> None:
+        """Put a whole, synced file where it goes, unpacked if that is what its name says."""
+        name, packed = self._names[index], path
+        if name != record.path:
+            path, record = unpack(packed, record.path, name, source=self._source)
+        with self._lock:
+            if connection.stopping.is_set():
+                raise Stopped  # this thread was late, and the folder may be gone
             self._staging.finish(path, record)
+        packed.unlink(missing_ok=True)
         self._ended(index, record)
 
     def _asked(self, remote: RemoteFile) -> Checksum | None:

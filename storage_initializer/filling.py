@@ -11,7 +11,9 @@ from peftjob.contract import unpacked
 from peftjob.errors import SourceError
 from provider import Fetched, Transfer, fetch
 from provider.base import shown
+from provider.progress import counted
 from provider.selection import matches
+from provider.staging import Staging
 from provider.transfer import local_errors
 from storage_initializer.inputs import Input, Inputs
 from storage_initializer.workspace import Workspace
@@ -36,18 +38,23 @@ def fill(workspace: Workspace, inputs: Inputs, env: Mapping[str, str]) -> None:
         for item in inputs:
             if workspace.has(item):
                 log.info("%s: %s is there already", item.kind, shown(item.uri))
+                Staging(workspace.folder(item)).discard()  # a kill may have left it
                 continue
             workspace.forget(item)
-            fetched = _fetch(item, workspace, env)
-            workspace.record(item, fetched)
+            _fetch(item, workspace, env)
         workspace.describe(inputs)
         workspace.mark_ready(inputs)
     log.info("all inputs are in %s", workspace.root)
 
 
-def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched:
+def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> None:
     log.info("%s: fetching %s", item.kind, shown(item.uri))
     progress = ProgressLog(item.kind)
+
+    def record(fetched: Fetched) -> None:
+        _check_held_out(item, fetched)
+        workspace.record(item, fetched)
+
     fetched = fetch(
         item.uri,
         workspace.folder(item),
@@ -56,24 +63,27 @@ def _fetch(item: Input, workspace: Workspace, env: Mapping[str, str]) -> Fetched
         files=item.files,
         progress=progress,
         env=item.env(env),
+        record=record,
     )
-    for glob in item.eval_files:
-        if not any(matches(record.path, unpacked(glob)) for record in fetched.files):
-            names = ", ".join(record.path for record in fetched.files[:5])
-            raise SourceError(
-                f"dataset.eval_files: {glob!r} matches none of the {len(fetched.files)} files of "
-                f"{fetched.uri} ({names}); correct the glob"
-            )
     size = sum(record.size for record in fetched.files)
     log.info(
-        "%s: %d files, %s in %.0f s, %s",
+        "%s: %s, %s in %.0f s, %s",
         item.kind,
-        len(fetched.files),
+        counted(fetched.files),
         _bytes(size),
         progress.seconds,
         fetched.digest,
     )
-    return fetched
+
+
+def _check_held_out(item: Input, fetched: Fetched) -> None:
+    for glob in item.eval_files:
+        if not any(matches(record.path, unpacked(glob)) for record in fetched.files):
+            names = ", ".join(record.path for record in fetched.files[:5])
+            raise SourceError(
+                f"dataset.eval_files: {glob!r} matches nothing of the "
+                f"{counted(fetched.files)} of {fetched.uri} ({names}); correct the glob"
+            )
 
 
 class ProgressLog:

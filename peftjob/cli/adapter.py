@@ -55,9 +55,12 @@ def add(verbs: Any) -> None:
     tag.add_argument("ref", metavar="REF", help=REF)
     tag.add_argument("tag", metavar="TAG")
 
-    copy = add_verb(parsers, "copy", _copy, "copy an image and its signatures elsewhere")
+    copy = add_verb(parsers, "copy", _copy, "copy an image, or an index of them, with signatures")
     copy.add_argument("ref", metavar="REF", help=REF)
-    copy.add_argument("to", metavar="REF")
+    copy.add_argument("to", metavar="TO", help="host[:port]/name:tag or oci-layout:///folder:tag")
+    for side, name in (("from", "REF"), ("to", "TO")):
+        text = f"speak plain HTTP to the registry of {name}"
+        copy.add_argument(f"--insecure-{side}", action="store_true", help=text)
 
     register = add_verb(
         parsers, "register", _register, "enter an image and its lineage in a Model Registry"
@@ -81,7 +84,7 @@ def add(verbs: Any) -> None:
         help=f"what vLLM is started with (default {VLLM_RANK})",
     )
 
-    for parser in (push, pull, inspect, every, tag, copy, register, verify, check):
+    for parser in (push, pull, inspect, every, tag, register, verify, check):
         parser.add_argument("--insecure", action="store_true", help="speak plain HTTP")
     for parser in (inspect, every, verify, check):
         parser.add_argument("--json", action="store_true", help="print JSON")
@@ -104,13 +107,16 @@ def _push(args: argparse.Namespace) -> int:
         print(uploads.upload(args.folder, names, args.to, os.environ))
         return 0
     ref = oci.Reference.parse(args.to)
-    oci.adapter_files(args.folder)
+    oci.adapter_files(args.folder)  # a mistake in the folder, before one in its lineage
     annotations = oci.annotations_in(args.folder) | _annotations(args.annotation)
     pushed = oci.push(
-        args.folder, ref, annotations=annotations, insecure=args.insecure, shell=args.shell
+        args.folder,
+        ref,
+        annotations=annotations,
+        insecure=args.insecure,
+        shell=args.shell,
+        key=args.sign,
     )
-    if args.sign:
-        oci.sign(pushed, args.sign, insecure=args.insecure)
     print(pushed)
     return 0
 
@@ -172,9 +178,7 @@ def _copy(args: argparse.Namespace) -> int:
     from peftjob import oci
 
     ref, to = oci.Reference.parse(args.ref), oci.Reference.parse(args.to)
-    copied = oci.copy(ref, to, insecure=args.insecure)
-    oci.copy_signatures(ref.with_digest(str(copied.digest)), copied, insecure=args.insecure)
-    print(copied)
+    print(oci.copy(ref, to, insecure_from=args.insecure_from, insecure_to=args.insecure_to))
     return 0
 
 

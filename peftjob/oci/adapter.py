@@ -5,14 +5,15 @@ an image manifest, an image config, and one layer with models/ and hard links to
 """
 
 import io
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peftjob.errors import ModelError, NotFoundError, RegistryError, UsageError
+from peftjob.oci.adapter_config import config_in
 from peftjob.oci.images import current
+from peftjob.oci.keys import private_key
 from peftjob.oci.layer import Layer, adapter_layer, shell_architecture, shell_layer
 from peftjob.oci.manifest import (
     CONFIG,
@@ -26,7 +27,9 @@ from peftjob.oci.manifest import (
 )
 from peftjob.oci.places import disk_errors, opened
 from peftjob.oci.reference import Reference
+from peftjob.oci.signature import sign_manifest
 from peftjob.oci.store import Store
+from peftjob.oci.weights import shapes_in
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -38,8 +41,6 @@ the same adapter another digest every time."""
 _PICKLES = frozenset({".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth"})
 _LAYER_TITLE = "adapter.tar.gz"
 _SHELL_TITLE = "shell.tar.gz"
-_MAX_HEADER_BYTES = 100 << 20
-"""Of a safetensors file, as the format has it."""
 
 
 def push(
@@ -49,6 +50,8 @@ def push(
     annotations: Mapping[str, str],
     insecure: bool = False,
     shell: Path | None = None,
+    key: Path | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> Reference:
     """Publish the adapter in `folder` as an image and let the tag of `ref` point to it.
 
@@ -62,13 +65,16 @@ def push(
         insecure: speak plain HTTP; loopback registries are spoken to in plain HTTP without it.
         shell: a static busybox, put into a layer below the adapter's. KServe's modelcar starts the
             image as a container and needs one; nothing else does.
+        key: file with a private key, with which the image is signed before the tag moves: who
+            verifies never meets the tag on an image without its signature.
+        env: where the key's COSIGN_PASSWORD is looked up; None is this process's environment.
 
     Returns:
         `ref` with the digest.
 
     Raises:
         ModelError: the folder holds no adapter, or pickles.
-        UsageError: `ref` has no tag.
+        UsageError: `ref` has no tag, or the file holds no key.
         RegistryError: the registry refused.
         RegistryUnavailableError: the registry did not answer as it should.
     """
@@ -76,6 +82,7 @@ def push(
     if tag is None:
         raise UsageError(f"can't push to {ref}: a push makes the digest; give a tag, as in name:v1")
     names = adapter_files(folder)
+    private = private_key(key, os.environ if env is None else env) if key else None
     architecture = shell_architecture(shell) if shell else "amd64"
     with opened(ref, insecure=insecure) as store, disk_errors(f"push {folder}"):
         making = adapter_layer(folder, names)
@@ -102,9 +109,14 @@ def push(
         if not store.has_blob(manifest.config):
             store.put_blob(manifest.config, io.BytesIO(config))
         body = manifest.to_bytes()
+        pushed = ref.with_digest(digest_of(body))
+        if private:
+            if current(store, pushed.version) is None:
+                store.put_manifest(body, version=pushed.version)
+            sign_manifest(store, ref, body, private)
         if current(store, tag) != body:
             store.put_manifest(body, version=tag)
-    return ref.with_digest(digest_of(body))
+    return pushed
 
 
 def _is_new(store: Store) -> bool:
@@ -122,7 +134,8 @@ def adapter_files(folder: Path) -> list[str]:
     """The files of an adapter as sorted relative paths.
 
     Raises:
-        ModelError: it is no adapter in safetensors, or holds something that may not be published.
+        ModelError: it is no whole adapter in safetensors, or holds something that may not be
+            published.
     """
     if not folder.is_dir():
         raise ModelError(f"no folder {folder}; name the folder that save_pretrained wrote")
@@ -148,11 +161,8 @@ def adapter_files(folder: Path) -> list[str]:
             f"{folder} holds pickles, which run code when they are loaded ({', '.join(pickles)}); "
             "remove them or save them as safetensors"
         )
-    if not _is_safetensors(folder / ADAPTER_WEIGHTS):
-        raise ModelError(
-            f"{folder / ADAPTER_WEIGHTS} is no safetensors file; save the adapter again with "
-            "save_pretrained"
-        )
+    config_in(folder / ADAPTER_CONFIG)
+    shapes_in(folder / ADAPTER_WEIGHTS)
     return sorted(names)
 
 
@@ -160,32 +170,10 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...
     """An adapter's configuration, and the shapes of its tensors by name; no weight is read.
 
     Raises:
-        ModelError: it is no adapter in safetensors.
+        ModelError: it is no whole adapter in safetensors.
     """
     adapter_files(folder)
-    try:
-        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        with (folder / ADAPTER_WEIGHTS).open("rb") as file:
-            size_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(size_bytes, _MAX_HEADER_BYTES)))
-        shapes = {
-            name: tuple(int(size) for size in tensor["shape"])
-            for name, tensor in header.items()
-            if name != "__metadata__"
-        }
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as err:
-        raise ModelError(f"{folder} holds a damaged adapter ({err}); save it again") from err
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / ADAPTER_CONFIG} is no JSON object; save the adapter again")
-    return config, shapes
-
-
-def _is_safetensors(path: Path) -> bool:
-    """Whether the file begins as the format does: eight bytes of header size, then JSON."""
-    with path.open("rb") as file:
-        start = file.read(9)
-        size_bytes = os.fstat(file.fileno()).st_size
-    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= size_bytes - 8
+    return config_in(folder / ADAPTER_CONFIG), shapes_in(folder / ADAPTER_WEIGHTS)
 
 
 def _config(layers: Sequence[Layer], *, created: str, architecture: str) -> bytes:

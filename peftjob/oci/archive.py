@@ -23,6 +23,9 @@ MODELS = "models"
 DATA = "data"
 """Where KAITO looks for them."""
 
+_ROOT_WHITEOUTS = frozenset({f".wh.{MODELS}", f".wh.{DATA}", ".wh..wh..opq"})
+"""What deletes one of them, or everything, that a layer below has."""
+
 MAX_BYTES = 64 << 30
 """Default bound of an image's uncompressed bytes: far above any adapter. Who pulls a base model
 gives more."""
@@ -101,6 +104,8 @@ class Extraction:
         if self._files_left < 0:
             raise self._refusal("more files than allowed")
         parts = self._parts(member.name)
+        if parts and parts[0] in _ROOT_WHITEOUTS:
+            raise self._whiteout(member)
         if not parts or parts[0] not in (MODELS, DATA):
             return
         if len(parts) > _MAX_DEPTH or not member.name.isprintable():
@@ -112,7 +117,7 @@ class Extraction:
         if len(parts) == 1 or not (member.islnk() or (member.isreg() and not member.issparse())):
             raise self._refusal(f"{member.name!r}, which is no regular file")
         if parts[-1].startswith(".wh."):
-            raise self._refusal(f"{member.name!r}, which deletes files of another layer")
+            raise self._whiteout(member)
         target.parent.mkdir(parents=True, exist_ok=True)
         if member.islnk():
             self._link(member, target)
@@ -170,6 +175,9 @@ class Extraction:
             os.fchmod(file.fileno(), 0o644)
             file.flush()
             os.fsync(file.fileno())
+
+    def _whiteout(self, member: tarfile.TarInfo) -> RegistryError:
+        return self._refusal(f"{member.name!r}, which deletes files of another layer")
 
     def _refusal(self, what: str) -> RegistryError:
         return RegistryError(f"{self._where} holds {what}; nothing of it was kept, don't trust it")

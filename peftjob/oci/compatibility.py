@@ -34,6 +34,7 @@ BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _VLLM_MODULES = frozenset({"classifier", "score"})
 """What vLLM takes in modules_to_save."""
 _LORA_TENSOR = re.compile(r"base_model\.model\..+\.lora_[AB]\.weight")
+_MATRIX = re.compile(r"(.+\.lora_(?:embedding_)?)([AB])((?:\.weight)?)")
 _VLLM_TENSOR = re.compile(r"base_model\.model\..+\.(lora_[AB]\.weight|lora_embedding_[AB])")
 
 
@@ -82,8 +83,12 @@ def _runtime(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     yield from _not_lora(config)
     for field, why in UNMIXABLE.items():
         if config.get(field):
-            yield f"{field} is set ({why}); train it without"
+            yield (
+                f"{field} is set ({why}); train it without, or give it a server of its own with "
+                "--merged_adapter"
+            )
     yield from _changed_base(config)
+    yield from _ill_matched(config, shapes)
     strange = _strange(shapes, _LORA_TENSOR)
     if strange and not config.get("modules_to_save"):
         yield f"it holds the tensor {strange!r}, which is no LoRA weight of a linear projection"
@@ -102,6 +107,7 @@ def _vllm(
         elif config.get(field):
             yield f"{field} is set ({why}); train it without"
     yield from _changed_base(config)
+    yield from _ill_matched(config, shapes)
     rank = rank_of(shapes)
     if rank > VLLM_RANKS[-1]:
         yield f"its rank is {rank}; vLLM takes {VLLM_RANKS[-1]} at most"
@@ -130,6 +136,30 @@ def _changed_base(config: Mapping[str, Any]) -> Iterator[str]:
             f"init_lora_weights is {init!r} (it changes the base weights); convert it with "
             "save_pretrained(path_initial_model_for_weight_conversion=…)"
         )
+
+
+def _ill_matched(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Iterator[str]:
+    """The first matrix whose other half is missing, or of another rank than is said."""
+    if config.get("peft_type") != "LORA":
+        return
+    missing = [field for field in ("r", "lora_alpha") if config.get(field) is None]
+    if missing:
+        yield f"adapter_config.json has no {' and no '.join(missing)}; save the adapter again"
+        return
+    ranks = {config["r"], *(config.get("rank_pattern") or {}).values()}
+    for name, shape in sorted(shapes.items()):
+        found = _MATRIX.fullmatch(name)
+        if found is None:
+            continue
+        other = f"{found[1]}{'B' if found[2] == 'A' else 'A'}{found[3]}"
+        if other not in shapes:
+            yield f"it holds {name!r} and no {other!r}; save the adapter again"
+            return
+        rank = shape[0 if found[2] == "A" else 1] if len(shape) > 1 else 0
+        if rank not in ranks:
+            said = " or ".join(map(str, sorted(ranks)))
+            yield f"{name!r} is of rank {rank}, and adapter_config.json says {said}; save it again"
+            return
 
 
 def _strange(shapes: Mapping[str, tuple[int, ...]], known: re.Pattern[str]) -> str | None:

@@ -26,7 +26,7 @@ def pull(
 ) -> Reference:
     """Fetch the files of an image into the new folder `dest`, which is whole or absent.
 
-    `dest` can't be a mount point: it is made beside, as `.dest.<random>`, and renamed.
+    `dest` can't be a mount point: it is made beside, as `.peftjob-part-dest.<random>`, and renamed.
     What a pull that was killed left there is removed by the next one.
 
     The files are those under models/, or under data/ where only that is there. Layers are unpacked

@@ -3,44 +3,36 @@
 from collections.abc import Generator
 from contextlib import closing
 
-import requests
-
 from peftjob.errors import RegistryError
 from peftjob.oci.connection import Connection
 from peftjob.oci.manifest import Descriptor
-from peftjob.oci.transport import Attempts, TransientError, reason_of
+from peftjob.oci.transport import Attempts, TransientError, chunks_of
 
 READ_BYTES = 512 << 10
 """At a time. provider.oci goes on, after a kill, with what came before the last of these."""
 
 
-def blob_chunks(
-    connection: Connection, blob: Descriptor, *, start: int = 0, end: int | None = None
-) -> Generator[bytes]:
-    """The bytes of the blob from `start` up to `end` or all, exactly as many as it has; their
-    digest is not checked here.
+def blob_chunks(connection: Connection, blob: Descriptor) -> Generator[bytes]:
+    """The bytes of the blob, exactly as many as it has; their digest is not checked here.
 
     Raises:
         RegistryError: the registry refused, or sends more than the blob has.
         RegistryUnavailableError: it did not answer as it should, after bounded retries.
     """
-    what = f"pull {blob.digest} from {connection.place}"
+    what = _what(connection, blob)
     attempts = Attempts(what, connection.sleep)
-    position, end = start, blob.size_bytes if end is None else end
+    position, end = 0, blob.size_bytes
     while position < end:
         try:
-            with closing(_between(connection, blob, position, end, what)) as chunks:
+            with closing(one_answer(connection, blob, position, end)) as chunks:
                 for chunk in chunks:
-                    if position + len(chunk) > blob.size_bytes:
+                    position += len(chunk)
+                    if position > end:
                         raise wrong_bytes(what)
-                    if position == end:
-                        break  # a registry that knows no ranges sends what follows as well
-                    wanted = chunk[: end - position]
-                    position += len(wanted)
                     attempts.reached(position)
-                    yield wanted
+                    yield chunk
             if position < end:
-                raise TransientError(f"it ended after {position} of {blob.size_bytes} bytes")
+                raise TransientError(f"it ended after {position} of {end} bytes")
         except TransientError as err:
             attempts.failed(err)
 
@@ -52,10 +44,14 @@ def wrong_bytes(what: str) -> RegistryError:
     )
 
 
-def _between(
-    connection: Connection, blob: Descriptor, start: int, end: int, what: str
-) -> Generator[bytes]:
-    """What one answer gives: from `start` on, and up to `end` where the registry knows ranges."""
+def one_answer(connection: Connection, blob: Descriptor, start: int, end: int) -> Generator[bytes]:
+    """What one answer gives: from `start` on, and up to `end` where the registry knows ranges.
+
+    Raises:
+        TransientError: the registry did not answer as it should; it is not asked again.
+        RegistryError: it refused.
+    """
+    what = _what(connection, blob)
     whole = not start and end == blob.size_bytes
     headers = {} if whole else {"Range": f"bytes={start}-{end - 1}"}
     url = connection.url(f"blobs/{blob.digest}")
@@ -64,18 +60,16 @@ def _between(
             raise RegistryError(f"can't {what}: the registry lost it; push the image again")
         # A registry that knows no ranges sends all of it again.
         skip = start if response.status_code == 200 else 0
-        if skip == 0 and start and not _begins_at(response, start):
+        begins = response.headers.get("Content-Range", "")
+        if skip == 0 and start and not begins.startswith(f"bytes {start}-"):
             raise TransientError("the registry sent another part than was asked for")
-        try:
-            for chunk in response.iter_content(READ_BYTES):
-                if skip >= len(chunk):
-                    skip -= len(chunk)
-                    continue
-                yield chunk[skip:] if skip else chunk
-                skip = 0
-        except requests.RequestException as err:
-            raise TransientError(reason_of(err)) from err
+        for chunk in chunks_of(response, READ_BYTES):
+            if skip >= len(chunk):
+                skip -= len(chunk)
+                continue
+            yield chunk[skip:] if skip else chunk
+            skip = 0
 
 
-def _begins_at(response: requests.Response, start: int) -> bool:
-    return response.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+def _what(connection: Connection, blob: Descriptor) -> str:
+    return f"pull {blob.digest} from {connection.place}"

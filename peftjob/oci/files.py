@@ -8,18 +8,22 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+TEMPORARY = ".peftjob-part-"
+"""How the names of temporaries begin, and nothing of the user's."""
+
 
 @contextmanager
 def written_beside(target: Path) -> Iterator[BinaryIO]:
     """A file that becomes `target` when the block ends well, and never exists otherwise."""
-    _sweep(target)
-    handle, name = _locked(lambda: tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}."))
+    _sweep(target, stat.S_IFREG)
+    handle, name = _locked(lambda: tempfile.mkstemp(dir=target.parent, prefix=_prefix(target)))
     try:
         with open(handle, "wb") as file:
             yield file
@@ -36,10 +40,10 @@ def written_beside(target: Path) -> Iterator[BinaryIO]:
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
     """A folder for what becomes `target`; it is removed in the end, with what is left in it."""
-    _sweep(target)
+    _sweep(target, stat.S_IFDIR)
 
     def make() -> tuple[int, str]:
-        name = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
+        name = tempfile.mkdtemp(dir=target.parent, prefix=_prefix(target))
         return os.open(name, os.O_RDONLY), name
 
     handle, name = _locked(make)
@@ -73,23 +77,30 @@ def _locked(make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
         os.close(handle)
 
 
-def _sweep(target: Path) -> None:
-    """Remove temporaries for `target` that nobody works on."""
-    mine = re.compile(rf"\.{re.escape(target.name)}\.[a-z0-9_]{{8}}")
+def _prefix(target: Path) -> str:
+    return f"{TEMPORARY}{target.name}."
+
+
+def _sweep(target: Path, kind: int) -> None:
+    """Remove temporaries for `target` that nobody works on: of this kind, and of this user."""
+    # As tempfile ends names; anything else there is the user's.
+    ours = re.compile(re.escape(_prefix(target)) + "[a-z0-9_]{8}")
     for left in target.parent.iterdir():
-        # As tempfile names them; anything else there is the user's.
-        if not mine.fullmatch(left.name):
+        if not ours.fullmatch(left.name):
             continue
         try:
-            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError:
             continue
         try:
+            found = os.fstat(handle)
+            if stat.S_IFMT(found.st_mode) != kind or found.st_uid != os.geteuid():
+                continue
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             continue
         else:
-            if left.is_dir():
+            if kind == stat.S_IFDIR:
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from peftjob.errors import NotFoundError, RegistryError
-from peftjob.oci.files import written_beside
+from peftjob.oci.files import TEMPORARY, written_beside
 from peftjob.oci.manifest import (
     INDEX,
     MAX_JSON_BYTES,
     REF_NAME,
     Descriptor,
     digest_of,
+    is_str_map,
     media_type_of,
     parse_descriptor,
     parse_object,
@@ -50,21 +51,25 @@ class Layout:
             return False
 
     def read_blob(self, blob: Descriptor) -> Generator[bytes]:
-        """The blob's own file, checked before its first byte is handed out. See Store."""
+        """The blob's own file, digested while it is handed out. See Store."""
         path = self._path(blob.digest)
         try:
             file = path.open("rb")
         except FileNotFoundError as err:
             raise RegistryError(f"{path} is missing in the layout; push the image again") from err
         with file:
-            if not _matches(file, blob):
-                raise RegistryError(
-                    f"{path} was changed: it is not the {blob.size_bytes} bytes of {blob.digest}; "
-                    "push the image again"
-                )
-            file.seek(0)
-            while chunk := file.read(CHUNK_BYTES):
+            found = hashlib.sha256()
+            # Not what it has grown by: a byte more shows that it has.
+            left = blob.size_bytes + 1
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+                found.update(chunk)
+                left -= len(chunk)
                 yield chunk
+        if f"sha256:{found.hexdigest()}" != blob.digest:
+            raise RegistryError(
+                f"{path} was changed: it is not the {blob.size_bytes} bytes of {blob.digest}; "
+                "push the image again"
+            )
 
     def put_blob(self, blob: Descriptor, source: BinaryIO) -> None:
         """Copy the file into the layout. See Store."""
@@ -113,7 +118,8 @@ class Layout:
             kept = [
                 item
                 for item in kept
-                if item.get("digest") != manifest.digest or REF_NAME in item.get("annotations", {})
+                if item.get("digest") != manifest.digest
+                or REF_NAME in (item.get("annotations") or {})
             ]
             index["manifests"] = [*kept, manifest.to_json()]
             with written_beside(self._folder / "index.json") as file:
@@ -162,6 +168,8 @@ class Layout:
         items = index.get("manifests")
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
             raise RegistryError(f"{path} lists no manifests; it is damaged or no image layout")
+        if not all(is_str_map(item.get("annotations") or {}) for item in items):
+            raise RegistryError(f"{path} has annotations that are no strings; push again")
         return index
 
     def _make(self) -> None:
@@ -172,11 +180,9 @@ class Layout:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
             # Another push may have come first, or died after its first step.
-            strange = {p.name for p in self._folder.iterdir()} - {
-                _LOCK_FILE,
-                _VERSION_FILE,
-                "blobs",
-            }
+            strange = {
+                path.name for path in self._folder.iterdir() if not path.name.startswith(TEMPORARY)
+            } - {_LOCK_FILE, _VERSION_FILE, "blobs"}
             if strange and not version.is_file():
                 raise RegistryError(
                     f"{self._folder} holds other files ({min(strange)}) and is no image layout; "

@@ -92,7 +92,7 @@ class Manifest:
                 f"{where} is a {data['mediaType']!r}, no image manifest; push it as an OCI image"
             )
         annotations = data.get("annotations") or {}
-        if not _is_str_map(annotations):
+        if not is_str_map(annotations):
             raise RegistryError(f"{where} has annotations that are no strings; push it again")
         (config,) = _descriptors([data.get("config")], where)
         return cls(config, _descriptors(data.get("layers"), where), annotations)
@@ -108,20 +108,31 @@ def sole_image(body: bytes, *, architecture: str) -> str | None:
     Raises:
         RegistryError: the index is damaged.
     """
-    data = parse_object(body, where="the manifest")
-    if "manifests" not in data:
+    listed = images_in(body, where="the manifest")
+    if listed is None:
         return None
     images = {}
-    for descriptor, item in zip(
-        _descriptors(data["manifests"], "the index"), data["manifests"], strict=True
-    ):
+    items = parse_object(body, where="the manifest")["manifests"]
+    for descriptor, item in zip(listed, items, strict=True):
         platform = item.get("platform") or {}
+        if not isinstance(platform, dict):
+            raise RegistryError(f"the index names the platform {platform!r}; push it again")
         if platform.get("os") != "unknown" and _ATTESTATION not in descriptor.annotations:
             images[descriptor.digest] = (platform.get("os"), platform.get("architecture"))
     if len(images) == 1:
         return next(iter(images))
     fitting = [digest for digest, found in images.items() if found == ("linux", architecture)]
     return fitting[0] if fitting else None
+
+
+def images_in(body: bytes, *, where: str) -> tuple[Descriptor, ...] | None:
+    """What `body` lists where it is an index, images and other indexes; None where it is none.
+
+    Raises:
+        RegistryError: it is damaged.
+    """
+    data = parse_object(body, where=where)
+    return _descriptors(data["manifests"], where) if "manifests" in data else None
 
 
 def media_type_of(body: bytes) -> str:
@@ -177,12 +188,13 @@ def parse_descriptor(item: Mapping[str, Any], *, where: str) -> Descriptor:
         or not is_digest(digest)
         or type(size) is not int
         or size < 0
-        or not _is_str_map(annotations)
+        or not is_str_map(annotations)
     ):
         shown = f"{digest!r} of {size!r} bytes"
         raise RegistryError(f"{where} has a descriptor that is none ({shown}); push it again")
     return Descriptor(media_type, digest, size, annotations)
 
 
-def _is_str_map(data: Any) -> bool:
+def is_str_map(data: Any) -> bool:
+    """Whether it is what annotations have to be."""
     return isinstance(data, dict) and all(isinstance(value, str) for value in data.values())

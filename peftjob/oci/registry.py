@@ -55,7 +55,6 @@ class Registry:
             use_proxies: follow HTTP_PROXY and its like; not for registries on this machine.
             env: where files with logins are looked up; None is this process's environment.
         """
-        self._repository = repository
         self._connection = Connection(
             host,
             repository,
@@ -64,6 +63,10 @@ class Registry:
             env=env,
             sleep=sleep,
         )
+
+    def connect(self) -> Connection:
+        """A connection of the caller's own, with the login of this one."""
+        return self._connection.another()
 
     def has_blob(self, blob: Descriptor) -> bool:
         """Ask with HEAD. See Store."""
@@ -197,8 +200,10 @@ class Registry:
                     raise self._connection.refusal(what, response)
                 body = read_body(response, MAX_JSON_BYTES)
                 more = response.links.get("next", {}).get("url")
-            names = parse_object(body, where=f"the list of {self._connection.place}").get("tags")
-            names = [name for name in names or [] if isinstance(name, str)]
+            where = f"the list of {self._connection.place}"
+            names = parse_object(body, where=where).get("tags") or []
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise RegistryError(f"{where} holds no names; ask who runs the registry")
             return names, urljoin(url, more) if more else None
 
         return retrying(what, get, sleep=self._connection.sleep)

@@ -5,22 +5,21 @@ its signatures are an image of their own, in the same repository, under the tag 
 it also names the image as its subject, so that registries which know referrers list it, and where
 one doesn't, it is in the index under the tag `sha256-<hex>`.
 
-Keys are ECDSA P-256 in PEM; the private one may be encrypted, with COSIGN_PASSWORD. Who verifies
-decides what may be loaded: `verify` gives the reference with the digest that was signed, and that
-one has to be loaded, not the tag, which may move in between.
+Who verifies decides what may be loaded: `verify` gives the reference with the digest that was
+signed, and that one has to be loaded, not the tag, which may move in between.
 """
 
 import base64
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftjob.errors import NotFoundError, RegistryError, UsageError
-from peftjob.oci.images import copy, current
+from peftjob.errors import RegistryError, UsageError
+from peftjob.oci.images import current
+from peftjob.oci.keys import private_key, public_key
 from peftjob.oci.manifest import (
     CONFIG,
     INDEX,
@@ -47,12 +46,6 @@ SIMPLE_SIGNING = "application/vnd.dev.cosign.simplesigning.v1+json"
 ARTIFACT_TYPE = "application/vnd.dev.cosign.artifact.sig.v1+json"
 SIGNATURE = "dev.cosignproject.cosign/signature"
 PAYLOAD_TYPE = "cosign container image signature"
-PASSWORD_ENV = "COSIGN_PASSWORD"
-
-MAKE_KEYS = (
-    "make keys with `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` and "
-    "`openssl ec -in key.pem -pubout -out pub.pem`"
-)
 _MAX_SIGNATURES = 100
 
 
@@ -72,16 +65,30 @@ def sign(
         UsageError: the file holds no such key, or its password is wrong.
         NotFoundError, RegistryError, RegistryUnavailableError: as push does.
     """
-    private = _private_key(key, os.environ if env is None else env)
+    private = private_key(key, os.environ if env is None else env)
     with opened(ref, insecure=insecure) as store:
         body = store.get_manifest(ref.version)
-        found = ref.with_digest(digest_of(body))
-        payload = _payload(found)
-        if not _is_signed(store, found, [private.public_key()]):
-            signature = base64.b64encode(_sign(private, payload)).decode()
-            subject = Descriptor(media_type_of(body), digest_of(body), len(body))
-            _add(store, subject, payload, signature)
-    return found
+        sign_manifest(store, ref, body, private)
+    return ref.with_digest(digest_of(body))
+
+
+def sign_manifest(
+    store: Store, ref: Reference, body: bytes, private: "EllipticCurvePrivateKey"
+) -> None:
+    """Sign the image with the manifest `body`, which is in the store; once with the same key.
+
+    Args:
+        ref: what the image is called; a signature says that too.
+    """
+    found = ref.with_digest(digest_of(body))
+    if _is_signed(store, found, [private.public_key()]):
+        return
+    payload = _payload(found)
+    annotations = {SIGNATURE: base64.b64encode(_sign(private, payload)).decode()}
+    layer = Descriptor(SIMPLE_SIGNING, digest_of(payload), len(payload), annotations)
+    if not store.has_blob(layer):
+        store.put_blob(layer, io.BytesIO(payload))
+    _add(store, Descriptor(media_type_of(body), digest_of(body), len(body)), [layer])
 
 
 def verify(ref: Reference, keys: Sequence[Path], *, insecure: bool = False) -> Reference:
@@ -98,7 +105,7 @@ def verify(ref: Reference, keys: Sequence[Path], *, insecure: bool = False) -> R
     """
     if not keys:
         raise UsageError("no key to verify with; name the file of a public key")
-    public = [_public_key(key) for key in keys]
+    public = [public_key(key) for key in keys]
     with opened(ref, insecure=insecure) as store:
         found = ref.with_digest(digest_of(store.get_manifest(ref.version)))
         if _is_signed(store, found, public):
@@ -107,15 +114,19 @@ def verify(ref: Reference, keys: Sequence[Path], *, insecure: bool = False) -> R
     raise RegistryError(f"{found} is not signed by {names}; don't load it, or push it with --sign")
 
 
-def copy_signatures(ref: Reference, to: Reference, *, insecure: bool = False) -> None:
-    """Copy the signatures of the image `ref`, which has a digest, to where its copy `to` is.
+def copy_signatures(source: Store, target: Store, subject: Descriptor) -> None:
+    """Bring the signatures of an image, which both stores have, to those that the target has.
 
     They name the repository that they were made for, and are good elsewhere all the same: what
     counts is the digest. Raises as copy does.
     """
-    tag = _tag(str(ref.digest))
-    with suppress(NotFoundError):
-        copy(ref.with_tag(tag), to.with_tag(tag), insecure=insecure)
+    there = _signatures(target, subject.digest)
+    new = [layer for layer in _signatures(source, subject.digest) if layer not in there]
+    for layer in new:
+        if not target.has_blob(layer):
+            target.put_blob(layer, io.BytesIO(b"".join(source.read_blob(layer))))
+    if new:
+        _add(target, subject, new)
 
 
 def _is_signed(store: Store, found: Reference, keys: "Sequence[EllipticCurvePublicKey]") -> bool:
@@ -123,7 +134,12 @@ def _is_signed(store: Store, found: Reference, keys: "Sequence[EllipticCurvePubl
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.hazmat.primitives.hashes import SHA256
 
-    for payload, signature in _signatures(store, str(found.digest)):
+    for layer in _signatures(store, str(found.digest))[:_MAX_SIGNATURES]:
+        try:
+            signature = base64.b64decode(layer.annotations.get(SIGNATURE, ""), validate=True)
+        except ValueError:
+            continue
+        payload = b"".join(store.read_blob(layer))
         for key in keys:
             try:
                 key.verify(signature, payload, ec.ECDSA(SHA256()))
@@ -135,20 +151,16 @@ def _is_signed(store: Store, found: Reference, keys: "Sequence[EllipticCurvePubl
     return False
 
 
-def _signatures(store: Store, digest: str) -> Iterator[tuple[bytes, bytes]]:
-    """The payloads and signatures that are there for an image. Nothing of them is trusted."""
+def _signatures(store: Store, digest: str) -> list[Descriptor]:
+    """The signatures that are there for an image. Nothing of them is trusted."""
     body = current(store, _tag(digest))
     if body is None:
-        return
-    manifest = Manifest.parse(body, where=f"the signature of {digest}")
-    for layer in manifest.layers[:_MAX_SIGNATURES]:
-        if layer.media_type != SIMPLE_SIGNING or layer.size_bytes > MAX_JSON_BYTES:
-            continue
-        try:
-            signature = base64.b64decode(layer.annotations.get(SIGNATURE, ""), validate=True)
-        except ValueError:
-            continue
-        yield b"".join(store.read_blob(layer)), signature
+        return []
+    return [
+        layer
+        for layer in Manifest.parse(body, where=f"the signature of {digest}").layers
+        if layer.media_type == SIMPLE_SIGNING and layer.size_bytes <= MAX_JSON_BYTES
+    ]
 
 
 def _signed_digest(payload: bytes) -> Any:
@@ -177,42 +189,44 @@ def _payload(found: Reference) -> bytes:
     ).encode()
 
 
-def _add(store: Store, subject: Descriptor, payload: bytes, signature: str) -> None:
-    """Put the signature beside those that are there, and the image's tag for them last."""
+def _add(store: Store, subject: Descriptor, new: Sequence[Descriptor]) -> None:
+    """Put signatures beside those that are there, and the image's tag for them last."""
     tag = _tag(subject.digest)
-    layer = Descriptor(SIMPLE_SIGNING, digest_of(payload), len(payload), {SIGNATURE: signature})
-    there = current(store, tag)
-    before = Manifest.parse(there, where=tag).layers if there else ()
-    layers = (*before, layer)
+    before = current(store, tag)
+    layers = (*(Manifest.parse(before, where=tag).layers if before else ()), *new)
     config = to_json_bytes(
         {
             "architecture": "",
             "os": "",
             "config": {},
-            "rootfs": {"type": "layers", "diff_ids": [item.digest for item in layers]},
+            "rootfs": {"type": "layers", "diff_ids": [layer.digest for layer in layers]},
         }
     )
     described = Descriptor(CONFIG, digest_of(config), len(config))
-    for blob, data in ((layer, payload), (described, config)):
-        if not store.has_blob(blob):
-            store.put_blob(blob, io.BytesIO(data))
+    if not store.has_blob(described):
+        store.put_blob(described, io.BytesIO(config))
     manifest = Manifest(described, layers, {}, subject=subject, artifact_type=ARTIFACT_TYPE)
     body = manifest.to_bytes()
     store.put_manifest(body, version=tag)
     if not store.lists_referrers(subject.digest):
-        _list_referrer(store, subject, body)
+        _list_referrer(store, subject, body, instead_of=before)
 
 
-def _list_referrer(store: Store, subject: Descriptor, body: bytes) -> None:
-    """Keep the index of what refers to the image, which a newer registry would keep itself."""
+def _list_referrer(
+    store: Store, subject: Descriptor, body: bytes, *, instead_of: bytes | None
+) -> None:
+    """Keep the index of what refers to the image, which a newer registry would keep itself.
+
+    What others have entered stays, signatures of another kind included.
+    """
     tag = subject.digest.replace(":", "-")
     there = current(store, tag)
     listed = parse_object(there, where=tag).get("manifests") if there else None
+    gone = {digest_of(old) for old in (body, instead_of) if old}
     items = [
         item
         for item in (listed if isinstance(listed, list) else [])
-        # A signature manifest that has more signatures takes the place of the one before.
-        if not (isinstance(item, dict) and item.get("artifactType") == ARTIFACT_TYPE)
+        if not (isinstance(item, dict) and item.get("digest") in gone)
     ]
     ours = Descriptor(MANIFEST, digest_of(body), len(body)).to_json()
     index = {
@@ -232,51 +246,3 @@ def _sign(key: "EllipticCurvePrivateKey", payload: bytes) -> bytes:
     from cryptography.hazmat.primitives.hashes import SHA256
 
     return key.sign(payload, ec.ECDSA(SHA256()))
-
-
-def _private_key(path: Path, env: Mapping[str, str]) -> "EllipticCurvePrivateKey":
-    data = _read(path)
-    if b"ENCRYPTED SIGSTORE" in data or b"ENCRYPTED COSIGN" in data:
-        raise UsageError(f"{path} is encrypted in a way that only cosign reads; {MAKE_KEYS}")
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    password = env.get(PASSWORD_ENV, "").encode() or None
-    encrypted = b"ENCRYPTED" in data
-    if encrypted and password is None:
-        raise UsageError(f"{path} is encrypted; set {PASSWORD_ENV}")
-    try:
-        key = load_pem_private_key(data, password if encrypted else None)
-    except (ValueError, TypeError) as err:
-        why = f", or {PASSWORD_ENV} is not its password" if encrypted else ""
-        raise UsageError(f"{path} holds no private key in PEM{why}; {MAKE_KEYS}") from err
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.curve.name != "secp256r1":
-        raise UsageError(f"{path} holds no ECDSA P-256 key; {MAKE_KEYS}")
-    return key
-
-
-def _public_key(path: Path) -> "EllipticCurvePublicKey":
-    data = _read(path)
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
-    try:
-        key = load_pem_public_key(data)
-    except ValueError as err:
-        raise UsageError(f"{path} holds no public key in PEM; {MAKE_KEYS}") from err
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != "secp256r1":
-        raise UsageError(f"{path} holds no ECDSA P-256 key; {MAKE_KEYS}")
-    return key
-
-
-def _read(path: Path) -> bytes:
-    try:
-        import cryptography  # noqa: F401  looked for before any request is made
-    except ImportError as err:
-        raise UsageError(
-            "signatures need the package cryptography; pip install 'peftjob[sign]'"
-        ) from err
-    try:
-        return path.read_bytes()
-    except OSError as err:
-        raise UsageError(f"can't read the key {path}: {err.strerror}; {MAKE_KEYS}") from err

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, TypeVar
 
 import requests
+import urllib3
 from requests.adapters import HTTPAdapter
 
 from peftjob.errors import RegistryError, RegistryUnavailableError
@@ -24,6 +25,9 @@ CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 120.0
 """Between two packets. A registry on an object store answers the end of an upload only when it has
 copied the blob there."""
+SLOW_S = 120.0
+"""The longest that a document, or a blob's next half MiB, may take in all: a read timeout is for
+silence, and not for a server that sends a byte now and then."""
 
 ATTEMPTS = 5
 FIRST_PAUSE_S = 0.5
@@ -38,7 +42,8 @@ _MAX_ERROR_BYTES = 64 << 10
 
 
 class TransientError(Exception):
-    """The exchange failed in a way that may pass. Never leaves this package."""
+    """The exchange failed in a way that may pass. Leaves this package only where a single attempt
+    is asked for: see download.one_answer."""
 
     def __init__(self, reason: str, *, retry_after_s: float = 0.0) -> None:
         super().__init__(reason)
@@ -176,22 +181,43 @@ def retrying(what: str, action: Callable[[], T], *, sleep: Callable[[float], Non
 
 
 def read_body(response: requests.Response, limit_bytes: int) -> bytes:
-    """Read a small body and close the response; at most a little more than the limit.
+    """Read a small body and close the response; at most a byte more than the limit.
 
     Raises:
-        TransientError: the connection broke.
+        TransientError: the connection broke, or is too slow.
     """
-    body = b""
-    try:
-        for chunk in response.iter_content(64 << 10):
-            body += chunk
-            if len(body) > limit_bytes:
-                break
-    except requests.RequestException as err:
-        raise TransientError(reason_of(err)) from err
-    finally:
-        response.close()
-    return body
+    with response:
+        return next(chunks_of(response, limit_bytes + 1, decode=True), b"")
+
+
+def chunks_of(
+    response: requests.Response, size_bytes: int, *, decode: bool = False
+) -> Iterator[bytes]:
+    """A body in chunks of this size, each of which comes within SLOW_S.
+
+    Args:
+        decode: undo a Content-Encoding, which a server may use for documents unasked.
+
+    Raises:
+        TransientError: the connection broke, or is too slow.
+    """
+    end_of_body = False
+    while not end_of_body:
+        latest = time.monotonic() + SLOW_S
+        parts: list[bytes] = []
+        left = size_bytes
+        while left and not end_of_body:
+            if time.monotonic() > latest:
+                raise TransientError(f"fewer than {size_bytes} bytes came in {SLOW_S:.0f} s")
+            try:
+                part = response.raw.read1(left, decode_content=decode) or b""
+            except (urllib3.exceptions.HTTPError, OSError) as err:
+                raise TransientError(reason_of(err)) from err
+            end_of_body = not part
+            parts.append(part)
+            left -= len(part)
+        if left < size_bytes:
+            yield b"".join(parts)
 
 
 def error_detail(response: requests.Response) -> str:
@@ -227,7 +253,7 @@ def parse_retry_after(text: str) -> float:
 
 def reason_of(err: BaseException) -> str:
     """What the operating system said, found below what requests and urllib3 made of it."""
-    if isinstance(err, requests.Timeout):
+    if isinstance(err, requests.Timeout | urllib3.exceptions.TimeoutError):
         return "no answer in time"
     cause: BaseException | None = err
     while cause is not None:

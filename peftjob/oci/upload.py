@@ -85,8 +85,12 @@ class Upload:
                 if response.status_code != 202:
                     self._chunk_refused(response, first=session.offset == 0)
                 session.place = self._connection.next_url(response, self._what)
-                session.offset = _received(response) or session.offset + size
+                sent = session.offset + size
+                session.offset = _received(response) or sent
             self._attempts.reached(session.offset)
+            if session.offset != sent:
+                # Asked again how much it has, and no more often than other failures are.
+                raise TransientError(f"the registry has {session.offset} of {sent} bytes sent")
         self._finish(session.place, b"")
 
     def _chunk_refused(self, response: requests.Response, *, first: bool) -> None:

@@ -21,6 +21,7 @@ import pytest
 from peftjob.oci import Reference
 from peftjob.oci.layout import Layout
 from peftjob.oci.manifest import CONFIG, TAR_GZIP, Descriptor, Manifest, digest_of
+from tests.oci_tests.weights import safetensors
 
 PASSWORD = "correct horse"
 # bcrypt of PASSWORD, the only kind that docker-registry takes.
@@ -54,9 +55,8 @@ def adapter(tmp_path: Path) -> Path:
     """A folder as save_pretrained leaves it, with the modes that it has."""
     folder = tmp_path / "adapter"
     (folder / "notes" / "deep").mkdir(parents=True)
-    header = b'{"__metadata__":{"format":"pt"}}'
     weights = folder / "adapter_model.safetensors"
-    weights.write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(256)) * 40)
+    weights.write_bytes(safetensors(bytes(range(256)) * 40))
     weights.chmod(0o600)
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     (folder / "README.md").write_text("# An adapter\n")
@@ -204,7 +204,7 @@ def serve() -> Iterator[Callable[..., Scripted]]:
                 if self.command != "HEAD":
                     self.wfile.write(body)
 
-            do_GET = do_HEAD = do_POST = do_PUT = _reply  # noqa: N815
+            do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = _reply  # noqa: N815
 
             def log_message(self, *args: object) -> None:
                 """Nothing on the terminal."""

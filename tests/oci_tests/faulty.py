@@ -36,6 +36,8 @@ class Fault:
     """Send a byte more than there are."""
     stall: bool = False
     """Send half of the answer's body and then nothing."""
+    drip: bool = False
+    """Send the answer's body a byte at a time, and never fall silent for long."""
 
 
 class Proxy:
@@ -117,7 +119,16 @@ class Proxy:
                         proxy.stopped.wait(20)
                     self.close_connection = True
                     return
+                if fault.drip:
+                    return self._drip(status, headers | {"Content-Length": sized}, data)
                 self._send(status, headers | {"Content-Length": sized}, data)
+
+            def _drip(self, status: int, headers: dict[str, str], data: bytes) -> None:
+                self._send(status, headers, b"")
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    if proxy.stopped.wait(0.02):
+                        break
 
             def _body(self, length: int) -> bytes:
                 parts = []

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from peftjob.errors import ConflictError, ModelError, NotFoundError, RegistryError, UsageError
-from peftjob.oci import Reference, inspect, pull, push, resolve
+from peftjob.oci import Reference, inspect, pull, push, read_adapter, resolve
+from tests.oci_tests.weights import safetensors
 
 NOTES = {"org.opencontainers.image.base.name": "hf://org/base"}
-DIGEST = "sha256:9763ec0ab27172d237ae8c1e1e28a5dd30fad96533fbc27016acec451f1bf06e"
+DIGEST = "sha256:9253de8ef65ae28980dacc944dffa455f81ad9ea85d91d7316be24d586b2897a"
 """Of the image of the fixture `adapter` with NOTES."""
 
 
@@ -187,7 +188,7 @@ def test_a_push_heals_a_changed_blob(adapter: Path, layout: Reference, tmp_path:
     [
         (lambda f: (f / "adapter_config.json").unlink(), "holds no adapter_config.json"),
         (lambda f: (f / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
-        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x80\x04"), "no safetensors"),
+        (lambda f: (f / "adapter_model.safetensors").write_bytes(b"\x80\x04"), "no whole"),
         (lambda f: (f / "training_args.bin").touch(), r"pickles.*\(training_args.bin\)"),
         (lambda f: (f / "notes" / "deep" / "OPT.PT").touch(), "pickles"),
         (lambda f: (f / "key").symlink_to("/etc/passwd"), "no regular file"),
@@ -204,6 +205,70 @@ def test_what_is_no_clean_adapter_is_not_published(
 
     assert "\n" not in str(caught.value)
     assert not Path(layout.path).exists()
+
+
+def tensor(shape: object = (2, 4), end: object = 8, dtype: str = "U8") -> bytes:
+    """Weights whose header says this of their 8 bytes."""
+    entry = {"dtype": dtype, "shape": shape, "data_offsets": [0, end]}
+    header = json.dumps({"a": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (b"\x02\0\0\0\0\0\0\0{}", "holds no tensors"),
+        (b"\x03\0\0\0\0\0\0\0{}", "its header is not all there"),
+        (b"\x02\0\0\0\0\0\0\0[]", "its header is no JSON object"),
+        (tensor()[:-1], "it has 7 of 8 bytes of weights"),
+        (tensor() + b"x", "it has 9 of 8 bytes of weights"),
+        (tensor(shape=(2, 5)), "a is not of the size that its shape makes"),
+        (tensor(shape=(-2, -4)), "-2 is no count"),
+        (tensor(end="8"), "'8' is no count"),
+        (tensor(dtype="S8"), "of the unknown type 'S8'"),
+    ],
+)
+def test_weights_that_are_not_whole_are_neither_published_nor_found_loadable(
+    adapter: Path, layout: Reference, weights: bytes, message: str
+) -> None:
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
+
+    for use in (lambda: push(adapter, layout, annotations={}), lambda: read_adapter(adapter)):
+        with pytest.raises(ModelError, match=message):
+            use()
+    assert not Path(layout.path).exists()
+
+
+def test_weights_are_whole_where_the_library_finds_them_so(adapter: Path) -> None:
+    library = pytest.importorskip("safetensors")
+    weights = adapter / "adapter_model.safetensors"
+
+    assert library.deserialize(weights.read_bytes())[0][0] == "weight"
+    assert read_adapter(adapter)[1] == {"weight": (10240,)}
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(library.SafetensorError):
+        library.deserialize(weights.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"modules_to_save": 5},
+        {"modules_to_save": "classifier"},
+        {"r": "8"},
+        {"peft_type": ["LORA"]},
+        {"base_model_name_or_path": 1},
+        {"bias": True},
+        {"rank_pattern": {"q_proj": "8"}},
+    ],
+)
+def test_a_field_of_another_type_than_pefts_is_named(
+    adapter: Path, field: dict[str, object]
+) -> None:
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"} | field))
+
+    with pytest.raises(ModelError, match=f"{next(iter(field))} is .* and should be"):
+        read_adapter(adapter)
 
 
 def test_a_push_without_a_tag_is_refused(adapter: Path, layout: Reference) -> None:
@@ -246,9 +311,7 @@ def test_memory_does_not_grow_with_the_adapter(
     ref = str(layout)
     if place == "registry":
         ref = f"{docker_registry().host}/big:v1"
-    with (adapter / "adapter_model.safetensors").open("ab") as weights:
-        for _ in range(BIG_MB):
-            weights.write(os.urandom(1 << 20))
+    (adapter / "adapter_model.safetensors").write_bytes(safetensors(os.urandom(BIG_MB << 20)))
 
     command = [sys.executable, "-c", MEASURED, str(adapter), ref]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

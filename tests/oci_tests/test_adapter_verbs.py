@@ -160,6 +160,8 @@ def test_a_shell_that_would_not_run_is_refused(
         (("push", "/nowhere", "h.io/a:v1"), "no folder /nowhere"),
         (("pull", "oci-layout:///nowhere/x:v1", "out"), "no image layout"),
         (("list", "oci-layout:///nowhere/x"), "no image layout"),
+        (("push", "FOLDER", "h.io/a:v1", "--sign", "/nowhere"), "can't read the key /nowhere"),
+        (("copy", "h.io/a:v1", "h.io/b@sha256:" + "0" * 64), "give a tag, as in name:v1"),
     ],
 )
 def test_a_mistake_is_one_line(adapter: Path, cli: Run, args: tuple[str, ...], reason: str) -> None:

@@ -49,6 +49,8 @@ EVIL = {
     "file as models": [member("models", size=1)],
     "file and folder": [member("models/a/b", size=1)],
     "whiteout": [member("models/.wh.a")],
+    "whiteout of models": [member(".wh.models")],
+    "whiteout of everything": [member("./.wh..wh..opq")],
     "control character": [member("models/a\x1b[2J", size=1)],
     "very deep": [member("models/" + "d/" * 2000 + "f", size=1)],
 }

@@ -6,6 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from peftjob.oci.connection import Connection
 from peftjob.oci.manifest import Descriptor, digest_of
 from peftjob.oci.registry import Registry
 from tests.oci_tests.faulty import Fault, Proxy
+from tests.oci_tests.weights import safetensors
 
 READ = {
     "429": {"status": 429, "headers": {"Retry-After": "0"}},
@@ -213,11 +215,34 @@ def test_a_registry_that_takes_no_chunks_gets_the_whole_again(
     assert methods == ["POST", "PUT", "POST", "PATCH", "POST", "PUT"]
 
 
+def test_a_registry_that_never_has_more_of_an_upload_is_left(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "UPLOAD_BYTES", 1 << 16)
+    place = {"Location": "/v2/a/blobs/uploads/1"}
+    answers = {
+        "HEAD": (404, {}, b""),
+        "POST": (202, place, b""),
+        "PUT": (503, {}, b""),
+        "PATCH": (202, place | {"Range": "0-65535"}, b""),
+        "GET": (204, place | {"Range": "0-65535"}, b""),
+    }
+    server = serve(lambda method, path, login: answers[method])
+    registry = Registry(
+        server.host, "a", plain_http=True, use_proxies=False, env={}, sleep=lambda pause_s: None
+    )
+    body = bytes(300_000)
+
+    with pytest.raises(RegistryUnavailableError, match=r"has 65536 of 131072 bytes.*5 attempts"):
+        registry.put_blob(Descriptor("x", digest_of(body), len(body)), io.BytesIO(body))
+
+    assert len(server.asked) < 20
+
+
 def test_a_download_that_broke_off_goes_on_where_it_was(
     adapter: Path, proxy: Proxy, tmp_path: Path
 ) -> None:
-    with (adapter / "adapter_model.safetensors").open("ab") as weights:
-        weights.write(os.urandom(4 << 20))
+    (adapter / "adapter_model.safetensors").write_bytes(safetensors(os.urandom(4 << 20)))
     ref = push(adapter, Reference.parse(f"{proxy.host}/a:v1"), annotations={})
     passed: list[int] = []
     proxy.on_bytes = passed.append
@@ -237,6 +262,36 @@ def test_a_stalled_registry_is_left_in_bounded_time(proxy: Proxy, image: Referen
         resolve(image)
 
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("match", ["/manifests/", "/blobs/"])
+def test_a_registry_that_sends_a_byte_now_and_then_is_left_in_bounded_time(
+    proxy: Proxy, image: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, match: str
+) -> None:
+    monkeypatch.setattr(transport, "SLOW_S", 0.2)
+    proxy.faults = [Fault("GET", match, times=1000, drip=True)]
+
+    with pytest.raises(RegistryUnavailableError, match=r"bytes came in 0 s \(5 attempts\)"):
+        pull(image, tmp_path / "pulled")
+
+
+def test_connections_of_several_threads_share_one_token(
+    serve: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = serve(lambda *asked: (200, {}, b'{"token": "t"}'))
+    challenge = {"WWW-Authenticate": f'Bearer realm="http://{tokens.host}/t",service="s"'}
+    server = serve(lambda method, path, login: (200 if login else 401, challenge, b"x"))
+    ways = {"plain_http": True, "use_proxies": False, "sleep": time.sleep, "env": {}}
+    first = Connection(server.host, "a", **ways)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(4) as threads:
+        asked = [
+            threads.submit(other.send, "GET", other.url("x"), what="look")
+            for other in (first.another() for _ in range(4))
+        ]
+
+    assert [one.result().status_code for one in asked] == [200] * 4
+    assert len(tokens.asked) == 1
 
 
 def test_a_token_is_renewed_before_it_ends(

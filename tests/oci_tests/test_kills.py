@@ -13,6 +13,7 @@ import pytest
 from peftjob.errors import NotFoundError
 from peftjob.oci import Reference, list_tags, pull, push
 from tests.oci_tests.faulty import Proxy
+from tests.oci_tests.weights import safetensors
 
 POINTS = 20
 BODY_BYTES = 3 << 20
@@ -46,8 +47,8 @@ def proxy(empty_registry: Any) -> Iterator[Proxy]:
 @pytest.fixture
 def adapter(adapter: Path) -> Path:
     """One that takes some packets to send."""
-    with (adapter / "adapter_model.safetensors").open("ab") as weights:
-        weights.write(random.Random(7).randbytes(BODY_BYTES))
+    weights = safetensors(random.Random(7).randbytes(BODY_BYTES))
+    (adapter / "adapter_model.safetensors").write_bytes(weights)
     return adapter
 
 

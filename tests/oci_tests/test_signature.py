@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from peftjob.errors import RegistryError, UsageError
-from peftjob.oci import Reference, copy, list_tags, push, sign, verify
+from peftjob.oci import Reference, list_tags, push, resolve, sign, verify
 from peftjob.oci.manifest import digest_of
 from peftjob.oci.places import opened
 from tests.openssl_keys import make_keys
@@ -141,15 +141,27 @@ def test_what_is_no_key_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_copy_is_verified_with_the_signature_that_is_copied_along(
-    adapter: Path, layout: Reference, docker_registry: Any, keys: Any
+def test_a_push_with_a_key_that_is_none_leaves_the_tag(
+    adapter: Path, layout: Reference, tmp_path: Path
 ) -> None:
+    first = push(adapter, layout, annotations={})
+
+    with pytest.raises(UsageError, match="can't read the key"):
+        push(adapter, layout, annotations={"a": "b"}, key=tmp_path / "none.pem")
+
+    assert resolve(layout) == first
+
+
+def test_a_tag_moves_to_an_image_when_that_is_signed(
+    adapter: Path, docker_registry: Any, keys: Any
+) -> None:
+    registry = docker_registry()
     private, public = keys("a")
-    signed = sign(push(adapter, layout, annotations={}), private)
-    place = f"{docker_registry().host}/b"
-    name = f"{str(signed.digest).replace(':', '-')}.sig"
 
-    copy(signed, Reference.parse(f"{place}:v1"))
-    copy(signed.with_tag(name), Reference.parse(f"{place}:{name}"))
+    pushed = push(adapter, Reference.parse(f"{registry.host}/a:v1"), annotations={}, key=private)
 
-    assert verify(Reference.parse(f"{place}:v1"), [public]).digest == signed.digest
+    name = str(pushed.digest).replace(":", "-")
+    puts = [line for line in registry.requests() if line.startswith("PUT /v2/a/manifests/")]
+    order = [line.rpartition("/")[2] for line in puts]
+    assert order == [pushed.digest, f"{name}.sig", name, "v1"]
+    assert verify(pushed.with_tag("v1"), [public]) == pushed

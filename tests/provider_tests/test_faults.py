@@ -8,7 +8,7 @@ import pytest
 
 from peftjob.errors import PeftJobError, RetryableError, SourceError
 from peftjob.oci import transport
-from provider import http, hub
+from provider import exchange, hub
 from tests.hub_server import Fault
 from tests.provider_tests.sources import KINDS, WEIGHTS, Source, fill_stores, source_of
 from tests.provider_tests.stores import docker_registry, moto
@@ -60,7 +60,7 @@ def source(
 def _impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only where a server falls silent: one on a busy machine is slow without any fault."""
     timeout_s = 0.4 if request.node.callspec.params.get("name") in WAITING else 10.0
-    monkeypatch.setattr(http, "READ_TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(exchange, "READ_TIMEOUT_S", timeout_s)
     monkeypatch.setattr(hub, "LISTING_TIMEOUT_S", timeout_s)
     monkeypatch.setattr(transport, "READ_TIMEOUT_S", timeout_s)
     monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.0)

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from peftjob.errors import SourceError
-from provider import Fetched, fetch
+from peftjob.errors import SourceError, SourceUnavailableError
+from provider import Fetched, Transfer, fetch
 from provider.base import Kind
+from provider.files import CHUNK_BYTES
 
 
 @pytest.fixture
@@ -49,6 +50,26 @@ def test_a_link_within_the_folder_is_followed(source: Path, tmp_path: Path) -> N
     get(source.as_uri(), tmp_path)
     assert (tmp_path / "dest/link.jsonl").read_text() == '{"text": "a"}\n'
     assert not (tmp_path / "dest/link.jsonl").is_symlink()
+
+
+@pytest.mark.parametrize("point", [0, CHUNK_BYTES], ids=["before", "halfway"])
+def test_a_file_that_changes_meanwhile_is_not_taken(
+    point: int, source: Path, tmp_path: Path
+) -> None:
+    rows = source / "train.jsonl"
+    rows.write_bytes(b"a" * 3 * CHUNK_BYTES)
+    new = tmp_path / "new"
+    new.write_bytes(b"b" * 3 * CHUNK_BYTES)
+
+    def replace(transfer: Transfer) -> None:
+        if transfer.file_bytes == point == 0 and new.exists():
+            new.replace(rows)
+        elif transfer.file_bytes == point:
+            rows.write_bytes(new.read_bytes())
+
+    with pytest.raises(SourceUnavailableError, match=r"train\.jsonl changed while it was being"):
+        fetch(rows.as_uri(), tmp_path / "dest", kind="dataset", progress=replace)
+    assert not (tmp_path / "dest").exists()
 
 
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside.jsonl", "missing", "loop.jsonl"])

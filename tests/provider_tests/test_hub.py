@@ -1,5 +1,6 @@
 """hf:// against a hub of ours."""
 
+import json
 import os
 import subprocess
 import sys
@@ -123,6 +124,26 @@ def test_a_damaged_body_of_the_right_length_is_refused(
     with pytest.raises(SourceError, match=f"{name} of hf://org/tiny is damaged: its {what} is"):
         get(hub, "hf://org/tiny", tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        {},
+        {"size": 5},
+        {"blobId": "a" * 40},
+        {"size": 5, "blobId": "x"},
+        {"size": 5, "lfs": {"size": 5, "sha256": None, "pointerSize": 1}},
+    ],
+)
+def test_a_file_that_is_listed_without_a_digest_is_not_taken_unchecked(
+    listed: dict[str, object], hub: HubServer, tmp_path: Path
+) -> None:
+    files = [{"rfilename": "model.safetensors", **listed}]
+    body = json.dumps({"id": "org/tiny", "sha": "a" * 40, "siblings": files}).encode()
+    hub.faults = [Fault("/api/", status=200, body=body)]
+    with pytest.raises(SourceError, match=r"lists model.safetensors of .* without a size and"):
+        get(hub, "hf://org/tiny", tmp_path / "model")
 
 
 def test_the_token_is_not_sent_to_where_the_hub_redirects(hub: HubServer, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import tarfile
+import threading
 import uuid
 from collections.abc import Iterator
 from itertools import pairwise
@@ -14,12 +15,14 @@ import pytest
 from peftjob import base_model
 from peftjob.errors import ModelError, SourceError, SourceUnavailableError
 from peftjob.oci import Reference, inspect
+from peftjob.oci.download import READ_BYTES
 from peftjob.oci.manifest import INDEX
 from peftjob.spec import BaseModelSource
 from provider import fetch, part
-from provider.base import Kind
+from provider.base import Kind, Request, Unavailable
+from provider.oci import find
 from tests.fault_proxy import FaultProxy
-from tests.hub_server import Fault
+from tests.hub_server import Answer, Asked, Fault
 from tests.provider_tests.stores import digest, docker_registry, layer_of, push_image, write_layout
 
 WEIGHTS = bytes(range(256)) * 4000
@@ -112,6 +115,47 @@ def test_a_big_layer_comes_over_several_connections(
     edges = [*range(0, len(layer), 262144), len(layer)]
     assert begun == {f"bytes={at}-{end - 1}" for at, end in pairwise(edges)}
     assert (tmp_path / "d/model.safetensors").read_bytes() == WEIGHTS
+
+
+class TokenProxy(FaultProxy):
+    """Lets only those in who show its token."""
+
+    def answer(self, asked: Asked) -> Answer:
+        if asked.target.startswith("/token"):
+            return Answer(body=b'{"token": "t", "expires_in": 300}')
+        if "authorization" not in asked.headers:
+            challenge = f'Bearer realm="{self.url}/token",service="s"'
+            return Answer(401, headers={"WWW-Authenticate": challenge})
+        return super().answer(asked)
+
+
+def test_all_ranges_of_an_image_are_fetched_with_one_token(
+    registry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(part, "RANGE_BYTES", 64 * 1024)
+    push_image(registry, "org/one-login", layer_of(MODEL))
+    with TokenProxy(f"http://{registry}") as proxy:
+        get(f"oci://127.0.0.1:{proxy.port}/org/one-login:v1", tmp_path / "d")
+        assert len(proxy.asked_for("/token")) == 1
+
+
+def test_the_read_of_a_layer_that_stalls_is_ended_by_another_thread(
+    registry: str, tmp_path: Path
+) -> None:
+    layer = layer_of(MODEL)
+    push_image(registry, "org/stalls", layer)
+    with FaultProxy(f"http://{registry}") as proxy:
+        proxy.faults = [Fault(digest(layer), stall_after=READ_BYTES + 1000)]
+        uri = f"oci://127.0.0.1:{proxy.port}/org/stalls:v1"
+        listing = find(Request(uri=uri, kind="model", env={}, scratch=tmp_path))
+        body = listing.files[0].open(0)
+        chunks = iter(body.chunks)
+        next(chunks)
+
+        threading.Timer(0.1, body.chunks.interrupt).start()  # type: ignore[attr-defined]
+
+        with pytest.raises(Unavailable, match="can't be read from"):
+            next(chunks)
 
 
 def test_layers_that_are_there_are_not_fetched_again(

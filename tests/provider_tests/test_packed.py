@@ -1,6 +1,8 @@
 """Data files that come compressed."""
 
 import gzip
+import hashlib
+import random
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from peftjob.errors import SourceError
 from peftjob.spec import DatasetSource
 from provider import Body, Listing, RemoteFile, Request, fetch, table
 from provider.base import Kind
+from tests.hub_server import Fault, FileServer
 
 ROWS = b'{"text": "a"}\n' * 100_000
 
@@ -84,6 +87,23 @@ def test_what_can_not_be_unpacked_is_one_line(
     with pytest.raises(SourceError, match=f"{name} of .* can't be unpacked: it is no whole {kind}"):
         get(source)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_came_damaged_is_fetched_once_more(tmp_path: Path, web: FileServer) -> None:
+    web.files["rows.jsonl.gz"] = gzip.compress(random.Random(0).randbytes(9999))
+    web.headers = {}
+    web.faults = [Fault("rows", times=1), Fault("rows", times=1, damage=True)]
+    uri = f"{web.url}/rows.jsonl.gz"
+    fetch(uri, tmp_path / "d", kind="dataset", allow_private=["127.0.0.1"])
+    assert (tmp_path / "d/rows.gz.jsonl").read_bytes() == random.Random(0).randbytes(9999)
+
+
+def test_what_is_known_to_be_whole_is_not_fetched_again(tmp_path: Path, web: FileServer) -> None:
+    web.files["rows.jsonl.gz"] = b"no gzip"
+    uri = f"{web.url}/rows.jsonl.gz#sha256={hashlib.sha256(b'no gzip').hexdigest()}"
+    with pytest.raises(SourceError, match="no whole gzip file"):
+        fetch(uri, tmp_path / "d", kind="dataset", allow_private=["127.0.0.1"])
+    assert len(web.requests) == 2
 
 
 def test_a_truncated_zstd_file_is_refused(source: Path) -> None:

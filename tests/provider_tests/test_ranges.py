@@ -88,6 +88,13 @@ def test_a_file_is_read_in_ranges_and_put_together(tmp_path: Path) -> None:
     assert sorted(store.asked) == [(at, at + RANGE) for at in range(0, 4 * RANGE, RANGE)]
 
 
+def test_a_file_of_unknown_version_is_read_by_one_connection(tmp_path: Path) -> None:
+    store = Store()
+    get(store, tmp_path / "d")
+    assert (tmp_path / "d/big").read_bytes() == CONTENT
+    assert store.asked == [(0, len(CONTENT))]
+
+
 def test_ranges_are_read_at_the_same_time(tmp_path: Path) -> None:
     together = threading.Barrier(4, timeout=10)
 

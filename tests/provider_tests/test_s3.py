@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from peftjob.errors import SourceError, SourceUnavailableError
-from provider import fetch, part
+from provider import fetch, http, part
 from provider.base import Kind
 from tests.fault_proxy import FaultProxy
 from tests.hub_server import Fault
@@ -194,6 +194,56 @@ def test_a_denial_says_what_to_check_and_shows_no_key(proxy: FaultProxy, tmp_pat
     assert KEYS["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
 
 
+def test_an_object_that_is_gone_meanwhile_is_not_a_matter_of_the_keys(
+    proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.faults = [Fault("model.safetensors", status=404, method="*")]
+    with pytest.raises(SourceError, match=r"does not exist \(404\); check the name of the object"):
+        get(proxy.url, "s3://bkt/a/m", tmp_path / "d", "model")
+
+
+def test_a_listing_that_does_not_come_to_its_end_is_asked_for_again(
+    proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DOCUMENT_S", 1.0)
+    proxy.faults = [Fault("list-type", times=1, stall_after=50)]
+    assert get(proxy.url, "s3://bkt/rows/", tmp_path / "d") == ["deep/x.csv", "part 1+2%.jsonl"]
+    assert len(proxy.asked_for("list-type")) == 2
+
+
+def page(*keys: str, after: str = "") -> bytes:
+    """A page of a listing that says nothing of an encoding."""
+    rows = "".join(
+        f"<Contents><Key>{key}</Key><Size>4</Size><ETag>&quot;e&quot;</ETag></Contents>"
+        for key in keys
+    )
+    more = f"<IsTruncated>{'true' if after else 'false'}</IsTruncated>"
+    token = f"<NextContinuationToken>{after}</NextContinuationToken>"
+    return f"<ListBucketResult>{rows}{more}{token}</ListBucketResult>".encode()
+
+
+def test_keys_are_decoded_only_where_the_store_says_that_it_encoded_them(
+    store: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    s3(store).put_object(Bucket="bkt", Key="plain/a+b%20.csv", Body=b"a\n1\n")
+    etag = s3(store).head_object(Bucket="bkt", Key="plain/a+b%20.csv")["ETag"].encode()
+    body = page("plain/a+b%20.csv").replace(b"&quot;e&quot;", etag)
+    proxy.faults = [Fault("list-type", status=200, body=body)]
+    assert get(proxy.url, "s3://bkt/plain/", tmp_path / "d") == ["a+b%20.csv"]
+
+
+@pytest.mark.parametrize("tokens", ["a", "ab"])
+def test_a_listing_without_an_end_is_one_line(
+    tokens: str, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    proxy.faults = [
+        Fault("list-type", times=1, status=200, body=page(after=token)) for token in tokens * 9
+    ]
+    with pytest.raises(SourceError, match="lists s3://bkt/rows/ in a circle; ask who runs it"):
+        get(proxy.url, "s3://bkt/rows/", tmp_path / "d")
+    assert len(proxy.requests) == len(tokens) + 1
+
+
 def test_the_region_of_a_bucket_elsewhere_is_named(proxy: FaultProxy, tmp_path: Path) -> None:
     elsewhere = {"x-amz-bucket-region": "eu-west-3"}
     proxy.faults = [Fault("", status=301, headers=elsewhere, method="*")]
@@ -209,6 +259,17 @@ def test_requests_are_signed_with_the_keys_of_the_environment(
     for asked in proxy.requests:
         assert "/r-1/s3/aws4_request" in asked.headers["authorization"]
         assert asked.headers["x-amz-security-token"] == "t"
+
+
+def test_every_amz_header_that_is_sent_is_signed(proxy: FaultProxy, tmp_path: Path) -> None:
+    """S3 answers 403 HeadersNotSigned where one is not; moto doesn't look."""
+    get(proxy.url, "s3://bkt/a/m", tmp_path / "d", "model")
+
+    for asked in proxy.requests:
+        signed = asked.headers["authorization"].partition("SignedHeaders=")[2].partition(",")[0]
+        sent = {name for name in asked.headers if name.startswith("x-amz-")}
+        assert sent <= set(signed.split(";"))
+    assert any("x-amz-checksum-mode" in asked.headers for asked in proxy.requests)
 
 
 def test_keys_come_from_a_profile_too(

@@ -147,7 +147,7 @@ def test_held_out_files_are_fetched_too_and_must_be_there(job: Job) -> None:
     job.spec["dataset"] |= {"files": [], "eval_files": ["data/validation*"]}
     done = job.run()
     assert done.returncode == 10
-    assert "dataset.eval_files: 'data/validation*' matches none of the 2 files" in done.stderr
+    assert "dataset.eval_files: 'data/validation*' matches nothing of the 2 files" in done.stderr
 
 
 def test_a_permanent_error_is_one_line_with_its_exit_code(job: Job) -> None:

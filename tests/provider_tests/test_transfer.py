@@ -6,13 +6,28 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from peftjob.errors import PermanentError, SourceError, SourceUnavailableError
-from provider import Body, Listing, RemoteFile, Request, Transfer, Unavailable, fetch, table
+from provider import (
+    Body,
+    Fetched,
+    Listing,
+    RemoteFile,
+    Request,
+    Transfer,
+    Unavailable,
+    connections,
+    fetch,
+    table,
+)
+from provider.download import PROGRESS_BYTES
 from tests.hub_server import Fault, HubServer
+from tests.provider_tests.stores import layer_of, write_layout
 from tests.until import until
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +120,28 @@ def test_too_little_space_is_noticed_before_anything_is_read(
     with pytest.raises(PermanentError, match=r"no space for memory://x: 1000000000\.0 GB are to"):
         fetch("memory://x", tmp_path / "dest", kind="model")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [10**400, 2**63, -1], ids=["huge", "big", "negative"])
+def test_a_size_that_no_file_has_is_one_line(size: int, memory: Memory, tmp_path: Path) -> None:
+    memory.files = (remote("a", b"", size=size),)
+    with pytest.raises(SourceError, match="a of memory://x is listed with a size that no file has"):
+        fetch("memory://x", tmp_path / "dest", kind="model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_needs_space_for_what_is_in_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = write_layout(tmp_path / "layout", layer_of({"models/model.safetensors": WEIGHTS}))
+    facts = list(os.statvfs(tmp_path))
+    facts[4] = len(WEIGHTS) // facts[1]  # free blocks: the layer has a header as well
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(facts))
+    with pytest.raises(PermanentError, match=r"no space for oci-layout://.*: 0\.0 GB are to come"):
+        fetch(uri, tmp_path / "dest", kind="model")
+    facts[4] += 100
+    fetch(uri, tmp_path / "dest", kind="model")
+    assert (tmp_path / "dest/model.safetensors").read_bytes() == WEIGHTS
 
 
 def test_too_few_inodes_are_noticed_before_anything_is_read(
@@ -215,6 +252,47 @@ def test_leftovers_of_another_source_are_not_used(hub: HubServer, tmp_path: Path
     assert not partial(tmp_path).exists()
 
 
+def killed(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_was_put_in_place_and_not_written_down_is_only_written_down(
+    memory: Memory, tmp_path: Path
+) -> None:
+    memory.files = (remote("a.json", b"{}", size=2),)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("memory://x", tmp_path / "dest", kind="model", record=killed)
+    memory.files = (RemoteFile(path="a.json", size=2, open=killed),)
+    written: list[Fetched] = []
+    fetched = fetch("memory://x", tmp_path / "dest", kind="model", record=written.append)
+    assert written == [fetched]
+    assert [(file.path, file.size) for file in fetched.files] == [("a.json", 2)]
+    assert [path.name for path in tmp_path.iterdir()] == ["dest"]
+
+
+def test_another_folder_in_the_same_place_is_not_taken_for_it(
+    memory: Memory, tmp_path: Path
+) -> None:
+    dest = tmp_path / "dest"
+    memory.files = (remote("a.json", b"{}", size=2),)
+    with pytest.raises(KeyboardInterrupt):
+        fetch("memory://x", dest, kind="model", record=killed)
+    dest.rename(tmp_path / "other")
+    dest.mkdir()
+    (dest / "a.json").write_bytes(b"no")
+    fetch("memory://x", dest, kind="model")
+    assert (dest / "a.json").read_bytes() == b"{}"
+
+
+def test_other_files_of_the_same_image_are_chosen_anew(tmp_path: Path) -> None:
+    uri = write_layout(tmp_path / "layout", layer_of({"models/a": b"a", "models/b": b"b"}))
+    with pytest.raises(KeyboardInterrupt):
+        fetch(uri, tmp_path / "dest", kind="model", files=["a"], record=killed)
+    fetched = fetch(uri, tmp_path / "dest", kind="model", files=["b"])
+    assert [file.path for file in fetched.files] == ["b"]
+    assert [path.name for path in (tmp_path / "dest").iterdir()] == ["b"]
+
+
 def test_a_file_of_unknown_version_is_never_resumed(memory: Memory, tmp_path: Path) -> None:
     asked = []
 
@@ -232,6 +310,49 @@ def test_a_file_of_unknown_version_is_never_resumed(memory: Memory, tmp_path: Pa
     fetch("memory://x", tmp_path / "dest", kind="model")
     assert (tmp_path / "dest/a").read_bytes() == b"12"
     assert set(asked) == {0}
+
+
+def test_a_source_that_begins_anew_and_is_cut_alternately_is_given_up(
+    memory: Memory, tmp_path: Path
+) -> None:
+    asked = []
+
+    def open_at(start: int) -> Body:
+        asked.append(start)
+        assert len(asked) < 50
+        return Body([bytes((2 + len(asked) % 2 * 2) * PROGRESS_BYTES)])
+
+    memory.files = (RemoteFile(path="a", open=open_at, size=10 * PROGRESS_BYTES, version="1"),)
+    with pytest.raises(SourceUnavailableError, match="broke off"):
+        fetch("memory://x", tmp_path / "dest", kind="model")
+    assert len(asked) < 10
+
+
+def test_a_connection_that_ends_late_puts_nothing_where_all_was_removed(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "LEAVE_AFTER_S", 0.05)
+    begun, free, before = threading.Event(), threading.Event(), set(threading.enumerate())
+
+    def late() -> Iterator[bytes]:
+        yield b"{}"
+        begun.set()
+        free.wait(10)
+
+    def gone(start: int) -> Body:
+        begun.wait(10)
+        raise SourceError("gone")
+
+    memory.files = (
+        RemoteFile(path="a/b.json", size=2, open=lambda start: Body(late())),
+        RemoteFile(path="c.json", open=gone),
+    )
+    with pytest.raises(SourceError, match="gone"):
+        fetch("memory://x", tmp_path / "dest", kind="model")
+    free.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_of_a_provider_is_named_as_such(memory: Memory, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ import hashlib
 import shutil
 import ssl
 import subprocess
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,27 @@ def test_a_file_that_changes_meanwhile_is_not_pieced_together(web: FileServer, d
     get(f"{web.url}/rows.jsonl", dest)
     assert (dest / "rows.jsonl").read_bytes() == CONTENT
     assert web.requests[-1].headers.get("range") is None
+
+
+def test_a_file_of_unknown_version_is_not_pieced_together(web: FileServer, dest: Path) -> None:
+    web.headers = {}
+    web.faults = [Fault("rows", times=1), Fault("rows", times=1, cut_after=2_000_000)]
+
+    def replaced(address: object) -> None:
+        if len(web.requests) == 3:
+            web.files["rows.jsonl"] = bytes(len(CONTENT))
+
+    web.answered = replaced
+    get(f"{web.url}/rows.jsonl", dest)
+    assert (dest / "rows.jsonl").read_bytes() == bytes(len(CONTENT))
+
+
+def test_a_middle_that_does_not_say_its_version_is_not_taken(web: FileServer, dest: Path) -> None:
+    web.faults = [Fault("rows", times=1), Fault("rows", times=1, cut_after=2_000_000)]
+    web.answered = lambda address: web.headers.clear() if len(web.requests) == 3 else None
+    with pytest.raises(SourceUnavailableError, match="does not say which version"):
+        get(f"{web.url}/rows.jsonl", dest)
+    assert not dest.exists()
 
 
 def test_redirects_are_followed_and_bounded(web: FileServer, dest: Path) -> None:
@@ -234,12 +257,39 @@ def test_a_servers_name_can_not_leave_the_folder(web: FileServer, dest: Path) ->
 
 
 def test_a_connection_is_used_again(web: FileServer, dest: Path) -> None:
-    web.files |= {f"{number}.csv": b"a\n" for number in range(9)}
+    web.files |= {f"{number}.csv": b"a\n" for number in range(40)}
     clients = set()
     web.answered = lambda address: clients.add(address)
-    get(f"{web.url}/{{0..8}}.csv", dest)
-    assert len(web.requests) == 18
-    assert len(clients) <= 9
+    get(f"{web.url}/{{0..39}}.csv", dest)
+    assert len(web.requests) == 80
+    assert len(clients) <= 16  # eight threads for the sizes, eight for the content
+
+
+def test_many_files_are_asked_for_at_once(web: FileServer, dest: Path) -> None:
+    web.files |= {f"{number}.csv": b"a\n" for number in range(4)}
+    together = threading.Barrier(4, timeout=10)
+    web.answered = lambda address: together.wait()  # breaks unless all four are asked for
+    get(f"{web.url}/{{0..3}}.csv", dest)
+
+
+def test_of_many_requests_only_those_that_fail_are_made_again(web: FileServer, dest: Path) -> None:
+    web.files |= {f"{number}.csv": b"a\n" for number in range(40)}
+    failed = Fault("csv", times=1, status=503)
+
+    def fail_now_and_then(address: object) -> None:
+        if len(web.requests) % 9 == 0:
+            web.faults.append(replace(failed))
+
+    web.answered = fail_now_and_then
+    get(f"{web.url}/{{0..39}}.csv", dest)
+    assert len(web.requests) == 80 + len(web.faults)
+
+
+def test_one_file_that_is_not_there_ends_the_asking(web: FileServer, dest: Path) -> None:
+    web.files |= {f"{number}.csv": b"a\n" for number in range(1, 200)}
+    with pytest.raises(SourceError, match=r"/0\.csv does not exist"):
+        get(f"{web.url}/{{0..199}}.csv", dest)
+    assert len(web.requests) < 200
 
 
 def test_a_connection_that_the_server_closed_meanwhile_is_no_failure(

@@ -21,6 +21,7 @@ from peftjob.volumes import Registry
 from tests.hub_server import Fault
 from tests.hub_uploads import TOKEN, UploadHub
 from tests.model_registry_server import ModelRegistryServer
+from tests.oci_tests.weights import safetensors
 
 METRICS: dict[str, Any] = {
     "steps": 3,
@@ -45,7 +46,7 @@ def job(tmp_path: Path) -> options.Job:
     folder = made.output_dir / publish.ADAPTER_DIR
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text("{}")
-    (folder / "adapter_model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    (folder / "adapter_model.safetensors").write_bytes(safetensors(b"weights"))
     return made
 
 

@@ -12,7 +12,9 @@ ours, because those of the SDK can't be imported without vLLM.
     engines     which one serves, and its start
     transformers_engine    the engine on transformers: its thread and its queue
         running_batch    the rows that are generated together
-        base_model, adapter_files    folders → a model, and checked LoRA weights
+        base_model    a folder → a model
+        adapter_config, adapter_files    a folder → checked LoRA weights
+        merging     one adapter that can't be mixed, made a part of the model
         packed, attention    a model's projections and attention, made fast on a CPU
         lora        many adapters in one batch
         lora_products    and how they are multiplied; on a CPU in lora_kernel.c
@@ -25,11 +27,12 @@ ours, because those of the SDK can't be imported without vLLM.
     tokenizer   text and messages → tokens
     catalogue   names → the base model and adapters, at any moment
     loading, watching    adapters come, change and go while requests run
+    adapter_cache, base_weights    where they are kept; whether they were trained on this model
     keys, gate  who may ask, how much, and who may change adapters
     metrics, process    what Prometheus is told, what the log says of memory
     schemas, prompts, blends    the OpenAI protocol's requests → the engine's
     streams, answers, tool_calls    the engine's chunks → the OpenAI protocol's answers
-    routing, errors    what all routes share
+    routing, errors, background    what all routes share
     openai_routes, adapter_routes, metric_routes, page    the routes
     server      KServe's server with our routes; readiness, drain
 

@@ -5,20 +5,22 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from kserve_runtime.adapter_cache import adapter_cache
 from kserve_runtime.args import Settings, parse_args
+from kserve_runtime.base_weights import check_trained_on, served_weights
 from kserve_runtime.engines import check_engine, start_engine
 from kserve_runtime.keys import KeyFile, Limits
 from kserve_runtime.listener import bind, is_loopback
-from kserve_runtime.sources import check_base_model, fingerprint
-from peftjob.errors import PeftJobError, UsageError, exit_with, run_main
+from kserve_runtime.sources import check_base_model, fetch_adapter, fingerprint
+from peftjob.errors import PeftJobError, exit_with, run_main
 
 if TYPE_CHECKING:
     from kserve_runtime.catalogue import Catalogue
@@ -47,8 +49,8 @@ def _run(settings: Settings) -> None:
         admin_keys = KeyFile(settings.admin_keys, Limits()) if settings.admin_keys else None
         listener = stack.enter_context(bind(settings.host, settings.http_port))
         check_base_model(settings.model_dir)
-        cache = stack.enter_context(_adapter_cache(settings.adapter_dir))
-        for adapter in settings.adapters:
+        cache = stack.enter_context(adapter_cache(settings.adapter_dir))
+        for adapter in filter(None, (settings.merged_adapter, *settings.adapters)):
             # A source that gives nothing need not wait for the base model either.
             fingerprint(adapter, cache, insecure=settings.insecure)
         # Imported here, because they take seconds, which a wrong argument need not cost.
@@ -62,7 +64,7 @@ def _run(settings: Settings) -> None:
         from kserve_runtime.server import serve
         from kserve_runtime.watching import Watch
 
-        engine, tokenizer, catalogue = _load_base(settings)
+        engine, tokenizer, catalogue = _load_base(settings, cache)
         stack.callback(engine.close)
         metrics = Metrics(settings.model_name)
         metrics.watch_engine(engine)
@@ -74,6 +76,7 @@ def _run(settings: Settings) -> None:
             cache=cache,
             insecure=settings.insecure,
             signed_by=settings.signed_by,
+            base_weights=served_weights(settings.model_dir),
         )
         for adapter in settings.adapters:
             loader.load(adapter)
@@ -108,7 +111,7 @@ def _run(settings: Settings) -> None:
         serve(listener, engine, catalogue, routes, gate=gate, drain_s=settings.drain_s)
 
 
-def _load_base(settings: Settings) -> "tuple[Engine, PromptTokenizer, Catalogue]":
+def _load_base(settings: Settings, cache: Path) -> "tuple[Engine, PromptTokenizer, Catalogue]":
     from transformers.utils import logging as transformers_logging
 
     from kserve_runtime.catalogue import Catalogue, Model
@@ -116,32 +119,35 @@ def _load_base(settings: Settings) -> "tuple[Engine, PromptTokenizer, Catalogue]
 
     transformers_logging.disable_progress_bar()
     begin = time.monotonic()
+    name = settings.model_name
     tokenizer = PromptTokenizer(settings.model_dir)
-    engine, how = start_engine(settings, tokenizer)
+    model = Model(name=name, template=tokenizer.template, root=name, created=int(time.time()))
+    merged = None
+    if settings.merged_adapter:
+        merged = cache / "merged"
+        fetched = fetch_adapter(
+            settings.merged_adapter,
+            merged,
+            insecure=settings.insecure,
+            signed_by=settings.signed_by,
+        )
+        check_trained_on(served_weights(settings.model_dir), name, merged)
+        model = replace(
+            model,
+            template=tokenizer.read_template(name, merged),
+            root=fetched.root,
+            digest=fetched.digest,
+            merged=True,
+        )
+    engine, how = start_engine(settings, tokenizer, merged=merged)
     log.info(
         "base model %s loaded in %.1f s: %s, context of %d tokens",
-        settings.model_name,
+        name,
         time.monotonic() - begin,
         how,
         engine.capacity.context_tokens,
     )
-    name = settings.model_name
-    model = Model(name=name, template=tokenizer.template, root=name, created=int(time.time()))
     return engine, tokenizer, Catalogue(model)
-
-
-@contextmanager
-def _adapter_cache(folder: Path | None) -> Iterator[Path]:
-    """The folder that adapters are fetched to; a temporary one is gone afterwards."""
-    if folder is None:
-        with TemporaryDirectory(prefix="adapters-") as temporary:
-            yield Path(temporary)
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise UsageError(f"--adapter_dir {folder} can't be made: {err.strerror}") from err
-    yield folder
 
 
 def _set_up_logging(*, debug: bool) -> None:

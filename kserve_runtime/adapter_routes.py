@@ -1,11 +1,13 @@
 """Adapters at run time: our routes, and KServe's repository API for the same."""
 
 import asyncio
+from functools import partial
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from kserve_runtime.answers import Json, adapter_card
+from kserve_runtime.background import in_background
 from kserve_runtime.catalogue import Catalogue, Model
 from kserve_runtime.errors import ApiError
 from kserve_runtime.gate import require_admin
@@ -15,6 +17,9 @@ from kserve_runtime.routing import PREFIXES, guarded_route, read_body
 from kserve_runtime.schemas import LoadAdapterRequest, RepositoryLoadRequest
 from kserve_runtime.sources import AdapterSource
 
+LOADS_AT_ONCE = 8
+"""More wait, and leave the processors to the requests that are being answered."""
+
 
 class AdapterRoutes:
     """Handlers of the routes."""
@@ -23,6 +28,7 @@ class AdapterRoutes:
         self._loader = loader
         self._catalogue = catalogue
         self._metrics = metrics
+        self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes; those added first win over KServe's own of the same path."""
@@ -57,12 +63,12 @@ class AdapterRoutes:
         body = await read_body(http, LoadAdapterRequest)
         there = self._catalogue.get(body.name) is not None
         wanted = AdapterSource(body.name, body.source, body.strength, watch=body.watch)
-        model = await asyncio.to_thread(self._loader.load, wanted)
+        model = await self._load(wanted)
         return JSONResponse(self._card(model), status_code=200 if there else 201)
 
     async def unload(self, http: Request, name: str) -> Response:
         require_admin(http)
-        await asyncio.to_thread(self._loader.unload, name)
+        await in_background(partial(self._loader.unload, name))
         return JSONResponse({"id": name, "object": "adapter", "deleted": True})
 
     async def index(self) -> Response:
@@ -88,13 +94,17 @@ class AdapterRoutes:
                 '{"parameters": {"source": "oci://…"}}, or use POST /v1/adapters',
                 code="adapter_unknown",
             )
-        await asyncio.to_thread(self._loader.load, wanted)
+        await self._load(wanted)
         return JSONResponse({"name": name, "load": True})
 
     async def kserve_unload(self, http: Request, name: str) -> Response:
         require_admin(http)
-        await asyncio.to_thread(self._loader.unload, name)
+        await in_background(partial(self._loader.unload, name))
         return JSONResponse({"name": name, "unload": True})
+
+    async def _load(self, wanted: AdapterSource) -> Model:
+        async with self._loads:
+            return await in_background(partial(self._loader.load, wanted))
 
     def _card(self, model: Model) -> Json:
         source = self._loader.source(model.name)

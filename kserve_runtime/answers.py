@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kserve_runtime.catalogue import Model
-from kserve_runtime.detokenizer import Detokenizer
+from kserve_runtime.detokenizer import CONTEXT_TOKENS, Detokenizer
 from kserve_runtime.engine import Chunk, FinishReason, ScoredToken
 from kserve_runtime.tokenizer import PromptTokenizer
 from kserve_runtime.tool_calls import Piece, ToolCall, ToolCallReader
@@ -146,32 +146,37 @@ def chat_logprobs(tokens: Sequence[ScoredToken], tokenizer: PromptTokenizer) -> 
     return {"content": content, "refusal": None}
 
 
-def completion_logprobs(
-    prompt: Sequence[ScoredToken],
-    answer: Sequence[ScoredToken],
-    tokenizer: PromptTokenizer,
-    *,
-    offset: int = 0,
-) -> Json:
-    """The `logprobs` of a completion's choice.
+class CompletionScores:
+    """The `logprobs` of a completion's choice, of all its chunks one after the other."""
 
-    `text_offset` counts the characters before each token from `offset`: special tokens are spelt
-    out in a prompt and have no text in an answer. A token in the middle of a character begins
-    where that character begins.
-    """
-    scored = [*prompt, *answer]
-    offsets = []
-    for tokens, decode in ((prompt, tokenizer.decode_all), (answer, tokenizer.decode)):
-        spelt = Detokenizer(decode)
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(spelt.push(token.id))
-    return {
-        "tokens": [tokenizer.decode_all([token.id]) for token in scored],
-        "token_logprobs": [token.logprob for token in scored],
-        "top_logprobs": [_alternatives(token, tokenizer) for token in scored],
-        "text_offset": offsets,
-    }
+    def __init__(self, tokenizer: PromptTokenizer, prompt: Sequence[int]) -> None:
+        """`prompt`: what the answer continues."""
+        self._tokenizer = tokenizer
+        # Special tokens are spelt out in a prompt and have no text in an answer.
+        self._prompt = Detokenizer(tokenizer.decode_all)
+        self._answer = Detokenizer(tokenizer.decode, prompt[-CONTEXT_TOKENS:])
+        self._offset = 0
+        """Characters of the tokens so far; some may still be held back, see StopTexts."""
+
+    def push(self, prompt: Sequence[ScoredToken], answer: Sequence[ScoredToken]) -> Json:
+        """The scores of the next tokens.
+
+        `text_offset` counts the characters before each. A token in the middle of a character
+        begins where that character begins.
+        """
+        scored = [*prompt, *answer]
+        offsets = []
+        for tokens, spelt in ((prompt, self._prompt), (answer, self._answer)):
+            for token in tokens:
+                offsets.append(self._offset)
+                self._offset += len(spelt.push(token.id))
+        spell = self._tokenizer.decode_all
+        return {
+            "tokens": [spell([token.id]) for token in scored],
+            "token_logprobs": [token.logprob for token in scored],
+            "top_logprobs": [_alternatives(token, self._tokenizer) for token in scored],
+            "text_offset": offsets,
+        }
 
 
 def _alternatives(token: ScoredToken, tokenizer: PromptTokenizer) -> dict[str, float] | None:

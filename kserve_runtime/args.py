@@ -22,8 +22,10 @@ class Settings:
     model_name: str
     model_dir: Path
     adapters: tuple[AdapterSource, ...] = ()
+    merged_adapter: AdapterSource | None = None
+    """Part of the model from the start, which then takes no others."""
     adapter_dir: Path | None = None
-    """Where adapters are fetched to; None is a temporary folder, removed at the end."""
+    """Where the folder is made that adapters are fetched to; None is where temporary ones lie."""
     adapters_folder: Path | None = None
     """Each folder in it is an adapter, which comes and goes with it."""
     folder_strengths: Mapping[str, float] = field(default_factory=dict)
@@ -76,6 +78,7 @@ def parse_args(argv: Sequence[str]) -> Settings:
         raise UsageError("--key_concurrent and --key_per_minute go with --api_keys FILE only")
     if args.load_in_4bit and args.engine == "vllm":
         raise UsageError("--load_in_4bit goes with --engine transformers only; leave one of both")
+    _check_merging(args)
     strengths = _parse_strengths(args.adapter_strengths)
     adapters = tuple(
         replace(adapter, strength=strengths.pop(adapter.name, 1.0), watch=args.watch)
@@ -95,6 +98,9 @@ def parse_args(argv: Sequence[str]) -> Settings:
         model_name=args.model_name,
         model_dir=args.model_dir,
         adapters=adapters,
+        merged_adapter=(
+            AdapterSource(args.model_name, args.merged_adapter) if args.merged_adapter else None
+        ),
         adapter_dir=args.adapter_dir,
         adapters_folder=args.adapters_folder,
         folder_strengths=strengths,
@@ -117,12 +123,30 @@ def parse_args(argv: Sequence[str]) -> Settings:
         drain_s=args.drain_timeout_s,
         dtype=args.dtype,
         in_4bit=args.load_in_4bit,
-        engine="transformers" if args.load_in_4bit else args.engine,
+        engine="transformers" if args.load_in_4bit or args.merged_adapter else args.engine,
         max_lora_rank=args.max_lora_rank,
         kv_bytes=None if args.kv_cache_mb is None else args.kv_cache_mb * 1_000_000,
         prefix_bytes=args.prefix_cache_mb * 1_000_000,
         debug=args.debug,
     )
+
+
+def _check_merging(args: argparse.Namespace) -> None:
+    """An adapter in the weights is there for every request, and others were not trained on it."""
+    others = {
+        "--adapter": args.adapter,
+        "--adapters_folder": args.adapters_folder,
+        "--adapter_strengths": args.adapter_strengths,
+        "--watch": args.watch,
+        "--load_in_4bit": args.load_in_4bit,
+        "--engine vllm": args.engine == "vllm",
+    }
+    given = [option for option, value in others.items() if value]
+    if args.merged_adapter and given:
+        raise UsageError(
+            f"--merged_adapter makes the adapter a part of the base model, which does not go with "
+            f"{', '.join(given)}; leave out the one or the others"
+        )
 
 
 def _make_parser() -> argparse.ArgumentParser:
@@ -147,6 +171,13 @@ def _make_parser() -> argparse.ArgumentParser:
         metavar="NAME=SOURCE",
         help="an adapter, and where it is: oci://host/name@sha256:…, "
         "oci-layout:///folder@sha256:…, file:///folder or hf://org/name; may be given again",
+    )
+    parser.add_argument(
+        "--merged_adapter",
+        metavar="SOURCE",
+        help="an adapter that can't be mixed with others in a batch (DoRA, biases, new heads, "
+        "other methods than LoRA): merged into the base model at the start, which is served with "
+        "it under --model_name and takes no other adapter",
     )
     parser.add_argument(
         "--adapter_strengths",
@@ -181,7 +212,8 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--adapter_dir",
         type=Path,
-        help="folder that adapters are fetched to; without it a temporary one",
+        help="folder in which adapters are kept while the server runs; without it the system's for "
+        "temporary files",
     )
     parser.add_argument(
         "--insecure_registry",

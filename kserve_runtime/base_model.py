@@ -42,7 +42,8 @@ class BaseModel:
     context_tokens: int
     eos_token_ids: frozenset[int]
     default_sampling: dict[str, float]
-    """temperature, top_p, top_k of its generation config, where that config samples."""
+    """What its generation config says: repetition_penalty, and temperature, top_p, top_k where it
+    samples."""
     _accepts: frozenset[str]
     kv_dtype: torch.dtype | None = None
     """What the batch keeps keys and values in; None is the model's."""
@@ -133,7 +134,9 @@ class BaseModel:
         )
 
 
-def load_base_model(folder: Path, *, dtype: Dtype, in_4bit: bool = False) -> BaseModel:
+def load_base_model(
+    folder: Path, *, dtype: Dtype, in_4bit: bool = False, merged: Path | None = None
+) -> BaseModel:
     """Load the model in `folder`, on a GPU where there is one.
 
     Args:
@@ -141,9 +144,11 @@ def load_base_model(folder: Path, *, dtype: Dtype, in_4bit: bool = False) -> Bas
         dtype: of the weights, or of what is computed with quantised ones.
         in_4bit: quantise the projections as QLoRA does (Dettmers et al. 2023): NF4, doubly
             quantised. An adapter that was trained so fits such a base model best.
+        merged: folder of an adapter to merge into it; see merging.
 
     Raises:
-        ModelError: no causal LM in safetensors there, or one that can't be served in batches.
+        ModelError: no causal LM in safetensors there, or one that can't be served in batches, or
+            that the adapter can't be merged into.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -168,6 +173,11 @@ def load_base_model(folder: Path, *, dtype: Dtype, in_4bit: bool = False) -> Bas
             f"{type(module).__name__} in {folder} keeps a state beside keys and values, which this "
             "runtime can't batch; serve a model with attention only"
         )
+    if merged:
+        # Imported here: PEFT takes a second, which most servers need not wait for.
+        from kserve_runtime.merging import merge
+
+        module = merge(module, merged)
     module.eval().requires_grad_(False)
     base = _describe(module, device)
     if device.type != "cpu":
@@ -241,9 +251,9 @@ def _context_tokens(config: Any) -> int:
 
 
 def _default_sampling(generation: Any) -> dict[str, float]:
-    if not generation.do_sample:
-        return {}
-    names = ("temperature", "top_p", "top_k")
+    names = ["repetition_penalty"]
+    if generation.do_sample:
+        names += ["temperature", "top_p", "top_k"]
     values = {name: getattr(generation, name, None) for name in names}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -24,6 +24,8 @@ class Model:
     strength: float = 1.0
     """Of the adapter, where a request names none."""
     digest: str = ""
+    merged: bool = False
+    """It is the base model with an adapter merged into it, on which no other was trained."""
     trained_on: str = ""
     """The base model that the adapter names as its own."""
     card: str = ""

@@ -4,6 +4,9 @@ from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
+CONTEXT_TOKENS = 5
+"""Of a prompt, which decide how the first token of a continuation is spelt."""
+
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 _MAX_HELD_TOKENS = 8
 """A character has at most 4 bytes; a longer run of undecodable bytes is no unfinished character

@@ -6,7 +6,7 @@ The routes know this Protocol and nothing of what stands behind it. May import p
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 FinishReason = Literal["stop", "length"]
 
@@ -30,6 +30,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """0 means all."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens of the prompt and of the answer so far become less likely, below 1 more."""
     seed: int | None = None
     """The same seed gives the same answer, whatever else is in the batch. None is random."""
     stop: tuple[str, ...] = ()
@@ -57,8 +59,7 @@ class LoadedAdapter(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """An adapter's part in a mix: its update, times `strength`, is added to the base model's."""
 
     adapter: LoadedAdapter
@@ -121,8 +122,11 @@ class Capacity:
     """Requests that may wait."""
     adapter_slots: int
     """Adapters that run at once, and so the most that one request may blend."""
+    kv_tokens: int
+    """Tokens that keys and values may be held for, all requests together."""
     default_sampling: dict[str, float] = field(default_factory=dict)
-    """temperature, top_p and top_k that the model's own generation config recommends."""
+    """temperature, top_p, top_k and repetition_penalty that the model's own generation config
+    recommends, where it does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +138,7 @@ class Usage:
     waiting: int
     """Requests in the queue."""
     kv_tokens: int
-    """Tokens that keys and values are held for, padding included."""
+    """Tokens that keys and values take the memory of, padding included."""
     in_slots: Sequence[LoadedAdapter]
     page_ins: int
     """How often an adapter was brought into a slot, from the beginning."""

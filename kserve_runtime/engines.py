@@ -2,6 +2,7 @@
 
 import os
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from kserve_runtime.args import EngineName, Settings
@@ -47,8 +48,13 @@ def choose_engine(wanted: EngineName, *, vllm: bool, gpu: bool) -> Literal["tran
     return wanted
 
 
-def start_engine(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+def start_engine(
+    settings: Settings, tokenizer: "PromptTokenizer", *, merged: Path | None = None
+) -> "tuple[Engine, str]":
     """Load the base model and compute a first token.
+
+    Args:
+        merged: folder of an adapter to merge into it, with the engine on transformers.
 
     Returns:
         The engine, and how it has the model: for the log.
@@ -60,8 +66,10 @@ def start_engine(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Eng
 
     gpu = torch.cuda.is_available()
     chosen = choose_engine(settings.engine, vllm=has_vllm(), gpu=gpu)
-    start = _start_vllm if chosen == "vllm" else _start_transformers
-    engine, how = start(settings, tokenizer)
+    if chosen == "vllm":
+        engine, how = _start_vllm(settings, tokenizer)
+    else:
+        engine, how = _start_transformers(settings, tokenizer, merged)
     try:
         engine.warm_up()
     except BaseException:
@@ -70,7 +78,9 @@ def start_engine(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Eng
     return engine, how
 
 
-def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tuple[Engine, str]":
+def _start_transformers(
+    settings: Settings, tokenizer: "PromptTokenizer", merged: Path | None
+) -> "tuple[Engine, str]":
     import torch
 
     from kserve_runtime.base_model import load_base_model
@@ -80,7 +90,9 @@ def _start_transformers(settings: Settings, tokenizer: "PromptTokenizer") -> "tu
     if "OMP_NUM_THREADS" not in os.environ:
         # torch counts the machine's, whatever the container may use of them.
         torch.set_num_threads(usable_cpus())
-    base = load_base_model(settings.model_dir, dtype=settings.dtype, in_4bit=settings.in_4bit)
+    base = load_base_model(
+        settings.model_dir, dtype=settings.dtype, in_4bit=settings.in_4bit, merged=merged
+    )
     base.check_vocabulary(tokenizer.vocab_size)
     engine = TransformersEngine(
         base,

@@ -83,6 +83,16 @@ def late(message: str) -> ApiError:
     return ApiError(504, message, kind="server_error", code="deadline_exceeded")
 
 
+def ending() -> ApiError:
+    return ApiError(
+        503,
+        "The server is ending and had no time left for this; try again",
+        kind="server_error",
+        code="server_ending",
+        headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
 _STATUS: tuple[tuple[type[PeftJobError], int], ...] = (
     (UsageError, 400),
     (NotFoundError, 404),

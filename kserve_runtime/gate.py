@@ -1,5 +1,6 @@
 """The gate before every route: a key, what it allows, and how much of it is left."""
 
+import ipaddress
 import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from contextlib import nullcontext
@@ -24,8 +25,6 @@ Role = Literal["user", "admin"]
 OPEN_PATHS = frozenset({"/", "/v2/health/live", "/v2/health/ready"})
 """Health, which the kubelet asks without a key, and the page, which holds nothing but a form that
 asks for one."""
-
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "::1"})
 
 _ROLE = "peftjob.role"
 
@@ -109,13 +108,31 @@ def require_admin(request: Request) -> None:
 
 def _refuse_other_sites(headers: Headers, *, loopback: bool) -> None:
     """Without keys, a page of another site in this machine's browser must not act here; nor one
-    whose name was made to lead here after it was loaded (DNS rebinding)."""
+    whose name was made to lead here after it was loaded (DNS rebinding), which sends no Origin when
+    it reads.
+
+    Raises:
+        ApiError: 403, for a request that such a page may have made.
+    """
     origin, host = headers.get("origin"), headers.get("host", "")
-    if origin is None:
-        return
-    here = not loopback or urlsplit(f"//{host}").hostname in LOOPBACK_HOSTS
-    if urlsplit(origin).netloc != host or not here:
+    if loopback and not _names_loopback(host):
+        raise ApiError(
+            403,
+            f"{host[:200]!r} is no name of this machine alone, and this server has no keys; ask "
+            "for localhost, or start it with --api_keys",
+            code="other_site",
+        )
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
         raise ApiError(403, f"Pages of {origin[:200]!r} may not use this server", code="other_site")
+
+
+def _names_loopback(host: str) -> bool:
+    """Whether a Host header can lead nowhere but to this machine."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
 
 
 def _too_many(err: LimitError) -> ApiError:

@@ -8,6 +8,7 @@ rows. Legend: B rows, H heads, T tokens, D head size.
 
 # ruff: noqa: N803, N806  (names of tensors end with their shape)
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,12 +31,14 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys, values
         self.is_initialized = True
         self._batch = batch
+        self.end = 0
+        """The column that the next step writes; the rows end before it."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the column of this step; returns all columns in use, that one included."""
-        rows, end = len(self._batch.lengths), self._batch.end
+        rows, end = len(self._batch.lengths), self.end
         self.keys[:rows, :, end : end + 1] = key_states
         self.values[:rows, :, end : end + 1] = value_states
         used = slice(end - self._batch.width, end + 1)
@@ -44,27 +47,75 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self._batch.width
 
+    def put(self, row: int, keys_HTD: torch.Tensor, values_HTD: torch.Tensor) -> None:
+        """Write a whole row."""
+        begin = self.end - keys_HTD.shape[1]
+        for mine, theirs in ((self.keys, keys_HTD), (self.values, values_HTD)):
+            # What the mask hides is multiplied with 0: a NaN of who was here before would survive.
+            mine[row, :, :begin] = 0
+            mine[row, :, begin : self.end] = theirs
+
+    def move(self, rows: int, columns: int, end: int) -> None:
+        """Into buffers of this size, in which the rows end at the column `end`."""
+        here, width = len(self._batch.lengths), self._batch.width
+
+        def moved(states_BHTD: torch.Tensor) -> torch.Tensor:
+            _, heads, _, size = states_BHTD.shape
+            moved_BHTD = states_BHTD.new_empty(rows, heads, columns, size)
+            moved_BHTD[:here, :, : end - width] = 0
+            moved_BHTD[:here, :, end - width : end] = states_BHTD[
+                :here, :, self.end - width : self.end
+            ]
+            return moved_BHTD
+
+        keys, values = moved(self.keys), moved(self.values)
+        self.keys, self.values, self.end = keys, values, end
+
 
 class KVBatch:
     """Keys and values of every layer, and who sees what."""
 
     def __init__(
-        self, first: DynamicCache, length: int, *, dtype: torch.dtype | None = None
+        self,
+        first: DynamicCache,
+        length: int,
+        *,
+        most: int,
+        dtype: torch.dtype | None = None,
+        limit: int = sys.maxsize,
     ) -> None:
-        """Begin with one row, as it was read. It is kept in `dtype`; None is as it was read."""
+        """Begin with one row, as it was read.
+
+        Args:
+            first: what was read.
+            length: tokens of it.
+            most: tokens that the row may come to have.
+            dtype: what rows are kept in; None is as they are read.
+            limit: tokens that the buffers are to have places for at most. They have more only
+                where that is too little for the rows.
+        """
         self._read_dtype = first.layers[0].keys.dtype
+        self._limit = limit
         self.lengths: list[int] = []
         """Tokens that each row has."""
+        self._most: list[int] = []
+        """Tokens that each row may come to have."""
         self.width = 0
         """Tokens of the longest row."""
-        self.end = 0
-        """The column that the next step writes; the rows end before it."""
+        self._room = 0
+        """Columns that are left for steps."""
         self._layers = [
             _Layer(self, layer.keys[:0].to(dtype), layer.values[:0].to(dtype))
             for layer in first.layers
         ]
         self.cache = Cache(layers=self._layers)
-        self.join(first, length)
+        self.join(first, length, most=most)
+
+    @property
+    def places(self) -> int:
+        """Tokens that the buffers have places for, whether in use or not."""
+        rows, _, columns, _ = self._layers[0].keys.shape
+        return int(rows * columns)
 
     def attention_mask(self, device: torch.device) -> torch.Tensor:
         """(batch, width + 1): 1 where the next token may look, itself included."""
@@ -75,36 +126,52 @@ class KVBatch:
         """(batch, 1): position of each row's next token."""
         return torch.tensor([[length] for length in self.lengths], device=device)
 
-    def make_room(self) -> None:
-        """See that there is a column for the next step."""
-        if self.end == self._columns:
-            self._move(len(self._layers[0].keys), self.width)
+    def make_room(self, *, beside: int = 0) -> None:
+        """See that there is a column for the next step; `beside` places are not to be taken."""
+        if not self._room:
+            self._move(len(self.lengths), self._rows, self.width, beside=beside)
 
     def grew(self) -> None:
         """Note that a step has added one token to each row."""
         self.lengths = [length + 1 for length in self.lengths]
         self.width += 1
-        self.end += 1
+        self._room -= 1
+        for layer in self._layers:
+            layer.end += 1
 
-    def join(self, read: DynamicCache, length: int) -> None:
-        """Append a row that was read alone; `length` tokens of it."""
-        row, rows = len(self.lengths), len(self._layers[0].keys)
-        if row == rows or length > self.end:
-            self._move(max(rows, 2 * row, 1), max(self.width, length))
+    def join(self, read: DynamicCache, length: int, *, most: int) -> None:
+        """Append a row that was read alone: `length` tokens of it, which may become `most`.
+
+        Where this fails, out of memory say, the rows are as they were.
+        """
+        row = len(self.lengths)
+        if row == self._rows or any(length > layer.end for layer in self._layers):
+            wanted, end = max(self._rows, 2 * row), max(self.width, length)
+            self._move(row + 1, wanted, end, beside=length, joining=most)
         for mine, theirs in zip(self._layers, read.layers, strict=True):
-            mine.keys[row, :, self.end - length : self.end] = theirs.keys[0, :, :length]
-            mine.values[row, :, self.end - length : self.end] = theirs.values[0, :, :length]
+            mine.put(row, theirs.keys[0, :, :length], theirs.values[0, :, :length])
         self.lengths.append(length)
+        self._most.append(most)
         self.width = max(self.width, length)
 
     def copy(self, row: int) -> Layers:
         """The keys and values of a row, as they were read."""
-        columns = slice(self.end - self.lengths[row], self.end)
+        length = self.lengths[row]
 
-        def copied(states_BHTD: torch.Tensor) -> torch.Tensor:
-            return states_BHTD[row : row + 1, :, columns].to(self._read_dtype, copy=True)
+        def copied(states_BHTD: torch.Tensor, end: int) -> torch.Tensor:
+            row_BHTD = states_BHTD[row : row + 1, :, end - length : end]
+            return row_BHTD.to(self._read_dtype, copy=True)
 
-        return [(copied(layer.keys), copied(layer.values)) for layer in self._layers]
+        return [
+            (copied(layer.keys, layer.end), copied(layer.values, layer.end))
+            for layer in self._layers
+        ]
+
+    def copy_bytes(self, row: int) -> int:
+        """What `copy` takes."""
+        states = [each for layer in self._layers for each in (layer.keys, layer.values)]
+        numbers = sum(each.shape[1] * each.shape[3] for each in states)
+        return int(self.lengths[row] * numbers * self._read_dtype.itemsize)
 
     def drop(self, gone: Sequence[int]) -> list[int]:
         """Take rows out; the last ones move into their places.
@@ -116,35 +183,41 @@ class KVBatch:
         for row in sorted(gone, reverse=True):
             last = len(order) - 1
             if row < last:
-                columns = slice(self.end - self.lengths[last], self.end)
                 for layer in self._layers:
-                    layer.keys[row, :, columns] = layer.keys[last, :, columns]
-                    layer.values[row, :, columns] = layer.values[last, :, columns]
-                order[row], self.lengths[row] = order[last], self.lengths[last]
-            order.pop()
-            self.lengths.pop()
+                    columns = slice(layer.end - self.lengths[last], layer.end)
+                    layer.put(row, layer.keys[last, :, columns], layer.values[last, :, columns])
+                for each in (order, self.lengths, self._most):
+                    each[row] = each[last]
+            for each in (order, self.lengths, self._most):
+                each.pop()
         self.width = max(self.lengths, default=0)
-        if 4 * len(order) <= len(self._layers[0].keys):
-            self._move(2 * len(order), self.width)
+        if 4 * len(order) <= self._rows:
+            self._move(len(order), 2 * len(order), self.width)
         return order
 
+    def spare(self, tokens: int) -> None:
+        """Leave `tokens` places to others, where the rows can do without."""
+        if self.places + tokens > self._limit:
+            self._move(len(self.lengths), self._rows, self.width, beside=tokens)
+
     @property
-    def _columns(self) -> int:
-        return int(self._layers[0].keys.shape[2])
+    def _rows(self) -> int:
+        """Places for rows; a move that failed leaves layers of different sizes."""
+        return min(layer.keys.shape[0] for layer in self._layers)
 
-    def _move(self, rows: int, end: int) -> None:
-        """Into buffers for `rows` rows, which end at the column `end`, and half as much to grow."""
-        here = len(self.lengths)
-        columns = end + max(SPARE_TOKENS, end // 2)
-        for layer in self._layers:
-            layer.keys = self._moved(layer.keys[:here], rows, columns, end)
-            layer.values = self._moved(layer.values[:here], rows, columns, end)
-        self.end = end
+    def _move(
+        self, least: int, wanted: int, end: int, *, beside: int = 0, joining: int = 0
+    ) -> None:
+        """Into buffers for `wanted` rows, for no less than `least` where memory is short.
 
-    def _moved(self, states_BHTD: torch.Tensor, rows: int, columns: int, end: int) -> torch.Tensor:
-        here, heads, _, size = states_BHTD.shape
-        # Zeros: what the mask hides is multiplied with 0, which only a finite number survives.
-        moved_BHTD = states_BHTD.new_zeros(rows, heads, columns, size)
-        old, new = slice(self.end - self.width, self.end), slice(end - self.width, end)
-        moved_BHTD[:here, :, new] = states_BHTD[:, :, old]
-        return moved_BHTD
+        They end at the column `end`, and there is half as much to grow, but no more than the rows,
+        and one of `joining` tokens beside them, can come to. `beside`: see make_room.
+        """
+        columns = min(end + max(SPARE_TOKENS, end // 2), max([*self._most, joining]))
+        rows = max(least, min(wanted, (self._limit - beside) // columns))
+        try:
+            # One layer after the other: both sizes of all of them would be twice the memory.
+            for layer in self._layers:
+                layer.move(rows, columns, end)
+        finally:
+            self._room = min(layer.keys.shape[2] - layer.end for layer in self._layers)

@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 
-from kserve_runtime.adapter_files import trained_on
+from kserve_runtime.adapter_config import trained_on
+from kserve_runtime.base_weights import Weights, check_trained_on
 from kserve_runtime.catalogue import Catalogue, Model
 from kserve_runtime.engine import Engine
 from kserve_runtime.metrics import Metrics
 from kserve_runtime.sources import AdapterSource, fetch_adapter, fingerprint
 from kserve_runtime.tokenizer import PromptTokenizer
-from peftjob.errors import ConflictError, NotFoundError, PeftJobError
+from peftjob.errors import ConflictError, NotFoundError, PeftJobError, SourceUnavailableError
 
 log = logging.getLogger("kserve_runtime")
 
@@ -40,10 +42,11 @@ class AdapterLoader:
         cache: Path,
         insecure: bool,
         signed_by: Sequence[Path] = (),
+        base_weights: Weights = MappingProxyType({}),
     ) -> None:
         """`cache`: the folder that adapters are fetched to, each version into one of its own.
 
-        `signed_by`: see sources.fetch_adapter.
+        `signed_by`: see sources.fetch_adapter. `base_weights`: what is known of the base model's.
         """
         self._engine = engine
         self._tokenizer = tokenizer
@@ -52,12 +55,21 @@ class AdapterLoader:
         self._cache = cache
         self._insecure = insecure
         self._signed_by = signed_by
+        self._base_weights = base_weights
         self._versions = count(1)
         self._lock = threading.Lock()
-        self._busy: dict[str, threading.Lock] = {}
+        self._busy: dict[str, threading.RLock] = {}
         self._sources: dict[str, AdapterSource] = {}
         self._marks: dict[str, str] = {}
         self._folders: dict[str, Path] = {}
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Nobody else changes what has the name meanwhile. The same thread may enter it again."""
+        with self._lock:
+            lock = self._busy.setdefault(name, threading.RLock())
+        with lock:
+            yield
 
     def source(self, name: str) -> AdapterSource | None:
         """Where the adapter was loaded from last, also when it is unloaded by now."""
@@ -71,14 +83,20 @@ class AdapterLoader:
         """Load an adapter, in place of what bears its name.
 
         Raises:
-            ConflictError: the name is the base model's.
+            ConflictError: the name is the base model's, or that has an adapter merged into it.
             ModelError: it doesn't fit, or can't be mixed with others.
             PeftJobError: it can't be fetched; see fetch_adapter.
+            SourceUnavailableError: it can't be kept: the disk is full, say.
         """
         name = wanted.name
         if name == self._catalogue.base.name:
             raise ConflictError(f"{name!r} is the base model's name; give the adapter another one")
-        with self._alone(name):
+        if self._catalogue.base.merged:
+            raise ConflictError(
+                f"adapter {name!r} can't be loaded: another one is merged into this server's base "
+                "model; serve it with a server that was started without --merged_adapter"
+            )
+        with self.alone(name):
             begin = time.monotonic()
             folder = self._cache / name / str(next(self._versions))
             try:
@@ -88,8 +106,10 @@ class AdapterLoader:
             except BaseException as err:
                 shutil.rmtree(folder, ignore_errors=True)
                 self._metrics.refused_adapter(name)
-                if isinstance(err, PeftJobError):
+                if isinstance(err, PeftJobError | OSError):
                     log.info("adapter %s refused: %s", name, err)
+                if isinstance(err, OSError):
+                    raise SourceUnavailableError(f"adapter {name!r} can't be kept: {err}") from err
                 raise
             before = self._catalogue.put(model)
             self._sources[name], self._marks[name] = wanted, mark
@@ -115,7 +135,7 @@ class AdapterLoader:
         """
         if name == self._catalogue.base.name:
             raise ConflictError(f"{name!r} is the base model, which stays until the server ends")
-        with self._alone(name):
+        with self.alone(name):
             gone = self._catalogue.remove(name)
             if gone is None:
                 loaded = ", ".join(self._catalogue.names()[1:]) or "none"
@@ -132,8 +152,8 @@ class AdapterLoader:
 
     def _read(self, wanted: AdapterSource, folder: Path) -> Model:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)  # of a server that was killed
         fetched = fetch_adapter(wanted, folder, insecure=self._insecure, signed_by=self._signed_by)
+        check_trained_on(self._base_weights, wanted.name, folder)
         template = self._tokenizer.read_template(wanted.name, folder)
         return Model(
             name=wanted.name,
@@ -152,13 +172,6 @@ class AdapterLoader:
             return
         self._engine.unload_adapter(model.adapter)
         shutil.rmtree(self._folders.pop(model.name), ignore_errors=True)
-
-    @contextmanager
-    def _alone(self, name: str) -> Iterator[None]:
-        with self._lock:
-            lock = self._busy.setdefault(name, threading.Lock())
-        with lock:
-            yield
 
 
 def _read_card(folder: Path) -> str:

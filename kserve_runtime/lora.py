@@ -8,15 +8,14 @@ is exact, whatever ranks, scalings and target modules the adapters have, and a r
 with the adapters that it uses only (lora_products): the matrices of all adapters side by side and a
 mask over the ranks cost several times as much, the more the adapters.
 Projections that take the same input (query, key and value; gate and up) share the first product:
-their A stand side by side. The base model's modules and weights stay as they are; a forward hook
-adds the rest.
+their A stand side by side. The base model's weights stay as they are.
 Legend: B rows of the batch, T tokens, I and O features in and out, N adapters, R the highest rank,
 S the ranks of projections that share an input, side by side.
 """
 
-# ruff: noqa: N806  (names of tensors end with their shape)
+# ruff: noqa: N803, N806  (names of tensors end with their shape)
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from torch import nn
 
 from kserve_runtime.adapter_files import AdapterFiles
-from kserve_runtime.lora_products import RANKS, Projection, Stack, choose_products
+from kserve_runtime.lora_products import RANKS, Projection, Stack, Update, choose_products
 
 RowMix = Sequence[tuple[AdapterFiles, float]]
 """The adapters of a row, with their strengths; none is the base model."""
@@ -48,6 +47,7 @@ class _Group:
     stack: Stack
     projections: Mapping[str, Projection]
     """By their paths."""
+    updates: Mapping[str, Update]
 
     @property
     def ranks(self) -> Sequence[slice]:
@@ -67,7 +67,7 @@ class LoraMixer:
     ) -> None:
         """`same_input`: paths of projections that take the same input, in the order of their use
         (see base_model.find_same_inputs)."""
-        self._modules = dict(model.named_modules())
+        self._modules: dict[str, Any] = dict(model.named_modules())
         self._device = device
         self._products = choose_products(device)
         self._slots = slots
@@ -79,7 +79,8 @@ class LoraMixer:
         """By the paths of the projections that the residents change."""
         self._changed: dict[str, _Group] = {}
         """By the path of each."""
-        self._hooks: dict[str, Any] = {}
+        self._plain: dict[str, Any] = {}
+        """By the path of each, the forward that its module had."""
         self._selected: Sequence[RowMix] = ()
         self.page_ins = 0
         """How often an adapter was brought in."""
@@ -146,10 +147,11 @@ class LoraMixer:
                 users = tuple(a for a in residents if not a.pairs.keys().isdisjoint(paths))
                 groups[paths] = self._group(paths, uses.setdefault(users, _Use(users)))
                 changed.update(dict.fromkeys(paths, groups[paths]))
-        for path in self._hooks.keys() - changed.keys():
-            self._hooks.pop(path).remove()
-        for path in changed.keys() - self._hooks.keys():
-            self._hooks[path] = self._modules[path].register_forward_hook(self._make_hook(path))
+        for path in self._plain.keys() - changed.keys():
+            self._modules[path].forward = self._plain.pop(path)
+        for path in changed.keys() - self._plain.keys():
+            self._plain[path] = self._modules[path].forward
+            self._modules[path].forward = self._make_forward(path)
         self._groups, self._changed = groups, changed
         self._residents = tuple(residents)
         self._recency.update(dict.fromkeys(a for a in residents if a not in self._recency))
@@ -181,7 +183,7 @@ class LoraMixer:
             for at, adapter in enumerate(new):
                 if stay[at] is None:
                     self._write(old, at, adapter)
-            group = _Group(use, old.stack, old.projections)
+            group = _Group(use, old.stack, old.projections, old.updates)
         return group
 
     def _zeros(self, paths: Sequence[str], ranks: Sequence[slice], use: _Use) -> _Group:
@@ -197,7 +199,8 @@ class LoraMixer:
             b_NRO = torch.zeros(count, part.stop - part.start, size, device=self._device)
             b = self._products.lay_out(b_NRO)
             projections[path] = Projection(stack, part, size, b, last=path == paths[-1])
-        return _Group(use, stack, projections)
+        updates = {path: self._products.bind(each) for path, each in projections.items()}
+        return _Group(use, stack, projections, updates)
 
     def _write(self, group: _Group, at: int, adapter: AdapterFiles) -> None:
         """An adapter's matrices; zeros where it leaves a projection alone or has lower rank."""
@@ -212,24 +215,23 @@ class LoraMixer:
                 b_1RO[0, : pair.rank] = pair.b.T
             projection.b[at] = self._products.lay_out(b_1RO)[0]
 
-    def _make_hook(self, path: str) -> Any:
-        products = self._products
+    def _make_forward(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        # In place of the module's own: a hook costs more, for each projection and token.
+        plain = self._plain[path]
 
-        def add_update(
-            module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
-        ) -> torch.Tensor | None:
+        def forward(x_BTI: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = plain(x_BTI)
             group = self._changed[path]
             plan = group.use.plan
             if plan is None:
-                return None
-            x_BTI = args[0]
+                return out
             if x_BTI.dim() != 3 or x_BTI.shape[0] != len(self._selected):
                 # Rows are told apart by the first dimension; here they are mixed (an expert of a
                 # mixture takes tokens of many rows), and rows of other requests would be changed.
                 raise ValueError(f"{path} does not take (row, token, feature) inputs")
-            return products.update(plan, group.projections[path], x_BTI, output)
+            return group.updates[path](plan, x_BTI, out)
 
-        return add_update
+        return forward
 
 
 def _copy(group: _Group, at: int, old: _Group, there: int) -> None:

@@ -12,9 +12,9 @@ side by side, C columns of a tile.
 
 import ctypes
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from typing import Any, Protocol
 
@@ -49,26 +49,27 @@ class Projection:
     """Of S."""
     out_features: int
     b: torch.Tensor
-    """As `lay_out` makes it."""
+    """As Products.lay_out makes it."""
     last: bool
     """Whether it is the last of the stack's to be computed."""
-    native: Any = None
-    """A pointer to the same in lora_kernel.c."""
+
+
+Update = Callable[[Any, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Of a plan, a projection's input (B, T, I) and its output (B, T, O): the output with the updates
+of its rows, in place where that can be."""
 
 
 class Products(Protocol):
     """The products, for stacks of one device."""
 
     def plan(self, uses: Uses, rows: int) -> Any:
-        """What `update` needs to know of the rows of a batch; None where none uses any adapter."""
+        """What an Update needs to know of the rows of a batch; None where none uses an adapter."""
 
     def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
-        """B as `update` wants it; N stays first."""
+        """B as a Projection has it; N stays first."""
 
-    def update(
-        self, plan: Any, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
-    ) -> torch.Tensor:
-        """out_BTO with the updates of its rows, in place where that can be."""
+    def bind(self, projection: Projection) -> Update:
+        """The update of a projection, whose matrices are written in place from now on."""
 
 
 def choose_products(device: torch.device) -> Products:
@@ -119,8 +120,11 @@ class TorchProducts:
     def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
         return b_NRO
 
-    def update(
-        self, plan: _Gather, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
+    def bind(self, projection: Projection) -> Update:
+        return partial(self._update, projection)
+
+    def _update(
+        self, projection: Projection, plan: _Gather, x_BTI: torch.Tensor, out_BTO: torch.Tensor
     ) -> torch.Tensor:
         stack = projection.stack
         if stack.x_BTI is not x_BTI:
@@ -169,6 +173,8 @@ class _Projection(ctypes.Structure):
         ("b", ctypes.c_void_p),
         ("out", ctypes.c_int64),
     )
+    held: Projection
+    """Whose matrices it points to."""
 
 
 @dataclass(slots=True, eq=False)
@@ -188,7 +194,7 @@ class NativeProducts:
         kernel = load_kernel()
         if kernel is None:
             raise RuntimeError("lora_kernel.c is not compiled here; see choose_products")
-        self._update = kernel.peftjob_update
+        self._kernel = kernel.peftjob_update
 
     def plan(self, uses: Uses, rows: int) -> _Plan | None:
         flat = [pair for pairs in uses for pair in pairs]
@@ -206,49 +212,55 @@ class NativeProducts:
         padded = nn.functional.pad(b_NRO, (0, -b_NRO.shape[2] % COLUMNS))
         return padded.view(count, rank, -1, COLUMNS).transpose(1, 2).contiguous()
 
-    def update(
-        self, plan: _Plan, projection: Projection, x_BTI: torch.Tensor, out_BTO: torch.Tensor
-    ) -> torch.Tensor:
-        stack = projection.stack
-        tokens = x_BTI.shape[1]
-        if projection.native is None:
-            projection.native = _point_to(projection)
+    def bind(self, projection: Projection) -> Update:
+        stack, last, pointer = projection.stack, projection.last, _point_to(projection)
+        ranks = stack.a_NIS.shape[2]
+        kernel, empty = self._kernel, torch.empty
+        floats, halves = torch.float32, torch.bfloat16
+
         # Decoding comes here for each projection and token: no call that isn't needed.
-        x = None
-        if stack.x_BTI is not x_BTI:
-            wide_x = x_BTI if x_BTI.dtype is torch.float32 else x_BTI.to(torch.float32)
-            wide_x = wide_x.contiguous()
-            x = wide_x.data_ptr()
-            stack.hidden = torch.empty(plan.count, tokens, stack.a_NIS.shape[2])
-            stack.x_BTI = None if projection.last else x_BTI
-        dtype = out_BTO.dtype
-        known = dtype is torch.float32 or dtype is torch.bfloat16
-        out = (out_BTO if known else out_BTO.to(torch.float32)).contiguous()
-        self._update(
-            plan.uses,
-            projection.native,
-            tokens,
-            x,
-            stack.hidden.data_ptr(),
-            out.data_ptr(),
-            dtype is torch.bfloat16,
-        )
-        return out if known else out.to(dtype)
+        def update(plan: _Plan, x_BTI: torch.Tensor, out_BTO: torch.Tensor) -> torch.Tensor:
+            if stack.x_BTI is x_BTI:
+                x = None
+                hidden_UTS = stack.hidden
+                if last:
+                    stack.x_BTI = None
+            else:
+                wide_x = (x_BTI if x_BTI.dtype is floats else x_BTI.to(floats)).contiguous()
+                x = wide_x.data_ptr()
+                hidden_UTS = empty(plan.count, x_BTI.shape[1], ranks)
+                if not last:
+                    stack.x_BTI, stack.hidden = x_BTI, hidden_UTS
+            dtype = out_BTO.dtype
+            known = dtype is floats or dtype is halves
+            out = (out_BTO if known else out_BTO.to(floats)).contiguous()
+            kernel(
+                plan.uses,
+                pointer,
+                x_BTI.shape[1],
+                x,
+                hidden_UTS.data_ptr(),
+                out.data_ptr(),
+                dtype is halves,
+            )
+            return out if known else out.to(dtype)
+
+        return update
 
 
 def _point_to(projection: Projection) -> Any:
     a_NIS, ranks = projection.stack.a_NIS, projection.ranks
-    return ctypes.pointer(
-        _Projection(
-            a_NIS.data_ptr(),
-            a_NIS.shape[1],
-            a_NIS.shape[2],
-            ranks.start,
-            ranks.stop - ranks.start,
-            projection.b.data_ptr(),
-            projection.out_features,
-        )
+    native = _Projection(
+        a_NIS.data_ptr(),
+        a_NIS.shape[1],
+        a_NIS.shape[2],
+        ranks.start,
+        ranks.stop - ranks.start,
+        projection.b.data_ptr(),
+        projection.out_features,
     )
+    native.held = projection
+    return ctypes.pointer(native)
 
 
 @cache

@@ -93,10 +93,12 @@ class Metrics:
         begin = time.monotonic()
         firsts: dict[int, float] = {}
         tokens: Tally[int] = Tally()
-        self._prompt_tokens.labels(label).inc(prompt_tokens)
         try:
             async for index, chunk in source:
                 now = time.monotonic()
+                if prompt_tokens:  # not before the first chunk: a refused request has none
+                    self._prompt_tokens.labels(label).inc(prompt_tokens)
+                    prompt_tokens = 0
                 if chunk.queued_s is not None:
                     self._queue.labels(label).observe(chunk.queued_s)
                 if chunk.new_tokens:
@@ -150,12 +152,8 @@ class _EngineCollector:
             ("batch_size", "Requests in the batch", len(usage.running)),
             ("batch_size_limit", "Requests that run at once", capacity.batch_rows),
             ("waiting_requests", "Requests in the queue", usage.waiting),
-            ("kv_tokens", "Tokens that keys and values are held for", usage.kv_tokens),
-            (
-                "kv_tokens_limit",
-                "Tokens of a full batch of full contexts",
-                capacity.batch_rows * capacity.context_tokens,
-            ),
+            ("kv_tokens", "Tokens that keys and values take the memory of", usage.kv_tokens),
+            ("kv_tokens_limit", "Tokens that they may be held for", capacity.kv_tokens),
         ):
             yield GaugeMetricFamily(f"peftjob_{name}", what, value=value)
         yield CounterMetricFamily(

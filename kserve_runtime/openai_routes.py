@@ -3,6 +3,8 @@
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import TypeVar
 from uuid import uuid4
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -10,17 +12,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from kserve_runtime.answers import (
     Answer,
+    CompletionScores,
     Envelope,
     Json,
     chat_choice,
     chat_delta,
     chat_logprobs,
     completion_choice,
-    completion_logprobs,
     model_card,
     usage,
     words,
 )
+from kserve_runtime.background import LongReads
 from kserve_runtime.blends import Voice, resolve
 from kserve_runtime.catalogue import Catalogue, Model
 from kserve_runtime.engine import Chunk, Engine
@@ -36,6 +39,8 @@ from kserve_runtime.streams import (
 )
 from kserve_runtime.tokenizer import PromptTokenizer
 from kserve_runtime.tool_calls import ToolCallReader
+
+Read = TypeVar("Read")
 
 
 class OpenAIRoutes:
@@ -59,6 +64,7 @@ class OpenAIRoutes:
         self._catalogue = catalogue
         self._metrics = metrics
         self._deadline_s = deadline_s
+        self._reads = LongReads()
         self._prompts = PromptReader(
             engine.capacity,
             tokenizer,
@@ -87,7 +93,7 @@ class OpenAIRoutes:
     async def chat(self, http: Request) -> Response:
         body = await read_body(http, ChatCompletionRequest)
         voice = self._resolve(body)
-        requests = self._prompts.from_chat(body, voice)
+        requests = await self._read(http, partial(self._prompts.from_chat, body, voice))
         prompt_tokens = len(requests[0].prompt)
         stream = self._answer(http, requests, voice, prompt_tokens)
         envelope = _envelope("chatcmpl", "chat.completion", body.model)
@@ -120,28 +126,26 @@ class OpenAIRoutes:
     async def complete(self, http: Request) -> Response:
         body = await read_body(http, CompletionRequest)
         voice = self._resolve(body)
-        prompts, requests = self._prompts.from_completion(body, voice)
+        prompts, requests = await self._read(
+            http, partial(self._prompts.from_completion, body, voice)
+        )
         prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
         stream = self._answer(http, requests, voice, prompt_tokens)
         envelope = _envelope("cmpl", "text_completion", body.model)
+        scores = [CompletionScores(self._tokenizer, request.prompt) for request in requests]
+
+        def score(index: int, piece: Answer | Chunk) -> Json | None:
+            if body.logprobs is None:
+                return None
+            return scores[index].push(piece.prompt_tokens, piece.tokens)
 
         def choice(index: int, answer: Answer) -> Json:
             echoed = prompts[index // body.n].text if body.echo else ""
-            scores = None
-            if body.logprobs is not None:
-                scores = completion_logprobs(answer.prompt_tokens, answer.tokens, self._tokenizer)
-            return completion_choice(index, echoed + answer.text, scores, answer.finish_reason)
-
-        offsets = [0] * len(requests)
+            text = echoed + answer.text
+            return completion_choice(index, text, score(index, answer), answer.finish_reason)
 
         def delta(index: int, chunk: Chunk) -> Json:
-            scores = None
-            if body.logprobs is not None:
-                scores = completion_logprobs(
-                    (), chunk.tokens, self._tokenizer, offset=offsets[index]
-                )
-            offsets[index] += len(chunk.text)
-            return completion_choice(index, chunk.text, scores, chunk.finish_reason)
+            return completion_choice(index, chunk.text, score(index, chunk), chunk.finish_reason)
 
         if not body.stream:
             return await _answer_whole(envelope, stream, len(requests), prompt_tokens, choice)
@@ -153,6 +157,9 @@ class OpenAIRoutes:
     def _resolve(self, body: ChatCompletionRequest | CompletionRequest) -> Voice:
         slots = self._engine.capacity.adapter_slots
         return resolve(body.model, body.adapters, self._catalogue, slots=slots)
+
+    async def _read(self, http: Request, read: Callable[[], Read]) -> Read:
+        return await self._reads.read(read, size_bytes=http.state.body_bytes)
 
     def _answer(
         self, http: Request, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int

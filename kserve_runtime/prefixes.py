@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import DynamicCache
 
-from kserve_runtime.adapter_files import AdapterFiles
+from kserve_runtime.engine import LoadedAdapter, Mix
 from kserve_runtime.kv_batch import Layers
-
-Mix = tuple[tuple[AdapterFiles, float], ...]
 
 LEAST_TOKENS = 16
 """What is shorter is read as fast as it is found."""
@@ -65,10 +63,14 @@ class Prefixes:
             cache.update(keys[:, :, :length], values[:, :, :length], index)
         return cache
 
+    def takes(self, size_bytes: int) -> bool:
+        """Whether anything so large is kept at all."""
+        return size_bytes <= self._limit_bytes
+
     def keep(self, mix: Mix, tokens: Sequence[int], layers: Layers) -> None:
         """Keep the keys and values of all `tokens`, in place of those of their beginning."""
         size_bytes = sum(keys.nbytes + values.nbytes for keys, values in layers)
-        if len(tokens) < LEAST_TOKENS or size_bytes > self._limit_bytes:
+        if len(tokens) < LEAST_TOKENS or not self.takes(size_bytes):
             return
         new = _Kept(mix, np.asarray(tokens), layers, size_bytes)
         shorter = [
@@ -80,7 +82,7 @@ class Prefixes:
         while self.size_bytes > self._limit_bytes:
             del self._kept[0]
 
-    def retain(self, adapters: Collection[AdapterFiles]) -> None:
+    def retain(self, adapters: Collection[LoadedAdapter]) -> None:
         """Forget what was computed with other adapters than these."""
         if self._kept:
             self._kept = [

@@ -11,6 +11,9 @@ from kserve_runtime.tokenizer import PromptError, PromptTokenizer
 DEFAULT_TEMPERATURE = 1.0
 """OpenAI's, where the model's generation config recommends none."""
 
+DEFAULT_COMPLETION_TOKENS = 16
+"""OpenAI's, of a completion; a chat's answer ends where the model ends it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -40,6 +43,9 @@ class PromptReader:
         self._tokenizer = tokenizer
         self._max_new_tokens = max_new_tokens
         self._max_prompt_tokens = max_prompt_tokens
+        self._most_tokens = capacity.context_tokens
+        if max_prompt_tokens is not None:
+            self._most_tokens = min(max_prompt_tokens, self._most_tokens)
 
     def from_chat(self, body: ChatCompletionRequest, voice: Voice) -> list[Request]:
         """One request a choice.
@@ -47,14 +53,14 @@ class PromptReader:
         Raises:
             ApiError: 400, with what is wrong.
         """
+        self._check_choices(body.n)
         messages = [message.to_template() for message in body.messages]
         try:
-            tokens = self._tokenizer.encode_chat(
-                messages, voice.template, tools=body.callable_tools
-            )
+            text = self._tokenizer.write_chat(messages, voice.template, tools=body.callable_tools)
         except PromptError as err:
             raise ApiError(400, str(err), param="messages") from err
-        self._check_choices(body.n)
+        # The template writes the special tokens itself.
+        tokens = self._encode(text, "messages", special_tokens=False)
         self._check_prompt(tokens, "messages")
         wanted = body.max_completion_tokens or body.max_tokens
         sampling = self._sampling(
@@ -78,9 +84,12 @@ class PromptReader:
         """
         self._check_choices(body.n * len(body.prompts))
         prompts = [self._read_prompt(prompt, body) for prompt in body.prompts]
+        wanted = body.max_tokens
+        if wanted is None:
+            wanted = min(DEFAULT_COMPLETION_TOKENS, self._max_new_tokens)
         sampling = self._sampling(
             body,
-            self._check_max_tokens(body.max_tokens),
+            self._check_max_tokens(wanted),
             logprobs=body.logprobs,
             stop_token_ids=frozenset(),
         )
@@ -108,23 +117,35 @@ class PromptReader:
             )
 
     def _read_prompt(self, prompt: str | list[int], body: CompletionRequest) -> Prompt:
-        if isinstance(prompt, str):
-            tokens = self._tokenizer.encode(prompt, special_tokens=body.add_special_tokens)
-            text = prompt
-        else:
-            tokens = prompt
-            unknown = next((t for t in tokens if t >= self._tokenizer.vocab_size), None)
-            if unknown is not None:
-                raise ApiError(
-                    400,
-                    f"prompt: token {unknown} is not in the vocabulary, which has "
-                    f"{self._tokenizer.vocab_size} tokens",
-                    param="prompt",
-                )
-            text = self._tokenizer.decode_all(tokens)
         # Scoring alone leaves the whole context to the prompt.
-        self._check_prompt(tokens, "prompt", room=0 if body.max_tokens == 0 else 1)
-        return Prompt(text, tokens)
+        room = 0 if body.max_tokens == 0 else 1
+        if isinstance(prompt, str):
+            tokens = self._encode(prompt, "prompt", special_tokens=body.add_special_tokens)
+            self._check_prompt(tokens, "prompt", room=room)
+            return Prompt(prompt, tokens)
+        self._check_prompt(prompt, "prompt", room=room)
+        unknown = next((t for t in prompt if t >= self._tokenizer.vocab_size), None)
+        if unknown is not None:
+            raise ApiError(
+                400,
+                f"prompt: token {unknown} is not in the vocabulary, which has "
+                f"{self._tokenizer.vocab_size} tokens",
+                param="prompt",
+            )
+        return Prompt(self._tokenizer.decode_all(prompt), prompt)
+
+    def _encode(self, text: str, param: str, *, special_tokens: bool) -> list[int]:
+        """The text's tokens, unless it would not fit if it were made of the longest ones alone."""
+        most = self._most_tokens * self._tokenizer.longest_token
+        if len(text) > most:
+            raise ApiError(
+                400,
+                f"{param}: {len(text)} characters are more than the {self._most_tokens} tokens "
+                f"that this server takes can hold, {most}; shorten it",
+                param=param,
+                code="context_length_exceeded",
+            )
+        return self._tokenizer.encode(text, special_tokens=special_tokens)
 
     def _check_prompt(self, tokens: list[int], param: str, *, room: int = 1) -> None:
         if not tokens:
@@ -160,11 +181,17 @@ class PromptReader:
         stop_token_ids: frozenset[int],
     ) -> Sampling:
         """The request's own values win, then the model's generation config, then OpenAI's."""
-        own = {"temperature": body.temperature, "top_p": body.top_p, "top_k": body.top_k}
+        own = {
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "top_k": body.top_k,
+            "repetition_penalty": body.repetition_penalty,
+        }
         values = {
             "temperature": DEFAULT_TEMPERATURE,
             "top_p": 1.0,
             "top_k": 0,
+            "repetition_penalty": 1.0,
             **self._capacity.default_sampling,
             **{name: value for name, value in own.items() if value is not None},
         }
@@ -173,6 +200,7 @@ class PromptReader:
             temperature=values["temperature"],
             top_p=values["top_p"],
             top_k=max(0, int(values["top_k"])),
+            repetition_penalty=values["repetition_penalty"],
             seed=body.seed,
             stop=body.stops,
             stop_token_ids=stop_token_ids,

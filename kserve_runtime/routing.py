@@ -1,5 +1,6 @@
 """What all routes of ours share: bodies read within limits, errors in OpenAI's shape."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from kserve_runtime.engine import EngineBusyError, EngineFailedError
-from kserve_runtime.errors import ApiError, busy, failed, invalid_request, late, refused
+from kserve_runtime.errors import ApiError, busy, ending, failed, invalid_request, late, refused
 from kserve_runtime.metrics import Metrics
 from kserve_runtime.streams import ClientGoneError, DeadlineError
 from peftjob.errors import PeftJobError
@@ -42,6 +43,10 @@ def guarded_route(metrics: Metrics) -> type[APIRoute]:
                     return await handle(request)
                 except (ClientGoneError, ClientDisconnect):
                     return Response(status_code=CLIENT_GONE)
+                except asyncio.CancelledError:
+                    # uvicorn's, when what is under way has had its time to end.
+                    metrics.refused_request(503)
+                    return ending().to_response()
                 # Whatever it is: a client that is told nothing of it tries again and again.
                 except Exception as err:
                     error = to_api_error(err, request)
@@ -82,7 +87,7 @@ def to_api_error(err: Exception, request: Request) -> ApiError:
 
 
 async def read_body(http: Request, schema: type[Body], *, empty: bytes = b"") -> Body:
-    """The request's JSON, or `empty` where there is none.
+    """The request's JSON, or `empty` where there is none; `http.state.body_bytes` is its length.
 
     Raises:
         ApiError: 413 where it is too long, 400 with all that is wrong with it.
@@ -92,6 +97,7 @@ async def read_body(http: Request, schema: type[Body], *, empty: bytes = b"") ->
         body += part
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes")
+    http.state.body_bytes = len(body)
     try:
         # Pydantic's own reader also refuses what no tokenizer takes, such as half a surrogate pair.
         return schema.model_validate_json(bytes(body) or empty)

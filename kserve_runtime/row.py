@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from kserve_runtime.adapter_files import AdapterFiles
-from kserve_runtime.detokenizer import Decode, Detokenizer, StopTexts
+from kserve_runtime.detokenizer import CONTEXT_TOKENS, Decode, Detokenizer, StopTexts
 from kserve_runtime.engine import (
     Chunk,
     EngineFailedError,
@@ -14,9 +14,6 @@ from kserve_runtime.engine import (
     ScoredToken,
 )
 from kserve_runtime.sampling import make_generator
-
-CONTEXT_TOKENS = 5
-"""Prompt tokens that decide how the first token of a continuation is spelt."""
 
 
 class Row:
@@ -30,13 +27,16 @@ class Row:
         deliver: Callable[[Chunk | Exception], None],
     ) -> None:
         self.request = request
-        self.mix = tuple(
-            (cast(AdapterFiles, share.adapter), share.strength) for share in request.mix
-        )
+        # An engine is asked for what it has loaded itself.
+        self.mix = cast(tuple[tuple[AdapterFiles, float], ...], request.mix)
         self.submitted = time.monotonic()
         self.queued_s = 0.0
         """From then until the engine's thread took it."""
         self.generator = make_generator(request.sampling.seed)
+        self.seen = (
+            None if request.sampling.repetition_penalty == 1 else dict.fromkeys(request.prompt)
+        )
+        """The tokens of the prompt and the answer so far, where these are penalised."""
         self.last_token = -1
         self._answer: list[int] = []
         self.finished = False
@@ -79,6 +79,8 @@ class Row:
         """Take the next token; `room` is what the context has beside the prompt."""
         self.last_token = token
         self._answer.append(token)
+        if self.seen is not None:
+            self.seen[token] = None
         if token in self._ends:
             self.end("stop", new_tokens=1)
             return

@@ -64,7 +64,7 @@ def _with_parsed_arguments(call: Any) -> Any:
         return call
     try:
         arguments = json.loads(function["arguments"])
-    except ValueError:
+    except (ValueError, RecursionError):
         return call
     return {**call, "function": {**function, "arguments": arguments}}
 
@@ -90,6 +90,8 @@ class _Generation(_Part):
     top_p: float | None = Field(default=None, gt=0, le=1)
     top_k: int | None = Field(default=None, ge=-1)
     """Not in OpenAI's protocol; 0 and -1 mean all."""
+    repetition_penalty: float | None = Field(default=None, gt=0, le=2)
+    """Not in OpenAI's protocol; as in transformers' generate. None takes the model's own, or 1."""
     seed: int | None = None
     stop: str | list[str] | None = None
     stream: bool | None = False
@@ -192,8 +194,9 @@ class CompletionRequest(_Generation):
         | (Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_PROMPTS)])
     )
     """One prompt or several, each as text or as tokens."""
-    max_tokens: int | None = Field(default=16, ge=0)
-    """0 only scores the prompt, and goes with echo."""
+    max_tokens: int | None = Field(default=None, ge=0)
+    """None means 16, OpenAI's default, or the server's limit where that is less; 0 only scores the
+    prompt, and goes with echo."""
     echo: bool | None = False
     """Give the prompt back before the answer; with logprobs, the prompt's tokens are scored."""
     logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)

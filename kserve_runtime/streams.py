@@ -69,17 +69,24 @@ async def while_wanted(
     loop = asyncio.get_running_loop()
     error: Exception | None = None
     step: asyncio.Timeout | None = None
+    closing: asyncio.Task[None] | None = None
 
     def end(why: Exception) -> None:
-        nonlocal error
+        nonlocal error, closing
         error = error or why
         if step is not None:
             step.reschedule(loop.time())
+        elif closing is None:
+            # The item before is still on its way: to a client that doesn't read, for ever.
+            closing = asyncio.create_task(source.aclose())
+
+    def gone(_: asyncio.Task[None]) -> None:
+        end(ClientGoneError())
 
     late = DeadlineError(f"the answer was not complete after {seconds:g} s; ask for fewer tokens")
     deadline = loop.call_later(seconds, end, late)
     watch = asyncio.create_task(_wait_until_gone(http))
-    watch.add_done_callback(lambda _: end(ClientGoneError()))
+    watch.add_done_callback(gone)
     try:
         while error is None:
             try:
@@ -98,9 +105,10 @@ async def while_wanted(
         raise error
     finally:
         deadline.cancel()
+        watch.remove_done_callback(gone)
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)
-        await source.aclose()
+        await (closing or source.aclose())
 
 
 async def _wait_until_gone(http: Request) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 
 from peftjob.errors import ModelError
@@ -18,6 +18,10 @@ from peftjob.errors import ModelError
 
 class PromptError(ValueError):
     """The messages can't be written as a prompt."""
+
+
+class DamagedTemplateError(PromptError):
+    """The chat template fails where it should write the messages or say why it doesn't."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,17 @@ class PromptTokenizer:
                 folder, local_files_only=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as err:
-            reason = " ".join(str(err).split())[:500]
-            raise ModelError(f"can't load the tokenizer in {folder}: {reason}") from err
+            raise ModelError(f"can't load the tokenizer in {folder}: {_one_line(err)}") from err
         self.vocab_size: int = len(self._tokenizer)
-        self.template = self._make_template(self._tokenizer.chat_template)
-        """The base model's own."""
+        self.longest_token: int = max(map(len, self._tokenizer.get_vocab()), default=1)
+        """Characters that a token stands for at most."""
+        source = self._tokenizer.chat_template
+        try:
+            self.template = self._make_template(source)
+            """The base model's own."""
+        except DamagedTemplateError:
+            # Completions need none; whoever chats is told.
+            self.template = ChatTemplate(source, self._find_ends())
 
     def read_template(self, name: str, folder: Path) -> ChatTemplate:
         """The chat template of the adapter in `folder`, or the base model's if it brings none.
@@ -58,32 +68,38 @@ class PromptTokenizer:
         """
         try:
             source = _read_template(folder)
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, RecursionError) as err:
             raise ModelError(f"adapter {name!r}: can't read its chat template: {err}") from err
-        return self.template if source is None else self._make_template(source)
+        if source is None:
+            return self.template
+        try:
+            return self._make_template(source)
+        except DamagedTemplateError as err:
+            raise ModelError(
+                f"adapter {name!r}: {err}; correct it, or take it away to use the base model's"
+            ) from err
 
     def encode(self, text: str, *, special_tokens: bool = True) -> list[int]:
         """The text's tokens, with those the tokenizer puts around a text unless switched off."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=special_tokens)["input_ids"]
         return ids
 
-    def encode_chat(
+    def write_chat(
         self,
         messages: Sequence[Mapping[str, Any]],
         template: ChatTemplate,
         *,
         tools: Sequence[Mapping[str, Any]] = (),
-    ) -> list[int]:
-        """The messages as the chat template writes them, up to the assistant's turn.
+    ) -> str:
+        """The messages as the chat template writes them, special tokens included, up to the
+        assistant's turn.
 
         Raises:
             PromptError: no template, or the template refuses the messages or knows no tools.
         """
         if tools and "tools" not in (template.source or ""):
             raise PromptError("this model's chat template has no place for tools; leave them out")
-        text = self._write_chat(messages, template.source, tools=tools, add_generation_prompt=True)
-        # The template writes the special tokens itself.
-        return self.encode(text, special_tokens=False)
+        return self._write_chat(messages, template.source, tools=tools, add_generation_prompt=True)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text without special tokens, as an answer shows it."""
@@ -120,29 +136,50 @@ class PromptTokenizer:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (TemplateError, TypeError, ValueError, KeyError) as err:
-            raise PromptError(f"the chat template refuses these messages: {err}") from err
+            text.encode()  # half a surrogate pair is no text to a tokenizer
+        except TemplateSyntaxError as err:
+            raise DamagedTemplateError(f"the chat template is damaged: {_one_line(err)}") from err
+        except TemplateError as err:
+            raise PromptError(
+                f"the chat template refuses these messages: {_one_line(err)}"
+            ) from err
+        # A template is a program of somebody else's, which may fail in any way.
+        except Exception as err:
+            reason = f"{type(err).__name__}: {_one_line(err)}"
+            raise DamagedTemplateError(f"the chat template fails: {reason}") from err
         return text
 
     def _make_template(self, source: str | None) -> ChatTemplate:
-        return ChatTemplate(source, self._find_turn_ends(source))
+        """
+        Raises:
+            DamagedTemplateError: it can't write a question and its answer.
+        """
+        return ChatTemplate(source, self._find_ends() | self._find_turn_end(source))
 
-    def _find_turn_ends(self, template: str | None) -> frozenset[int]:
+    def _find_ends(self) -> frozenset[int]:
+        return frozenset({self._tokenizer.eos_token_id} - {None})
+
+    def _find_turn_end(self, template: str | None) -> frozenset[int]:
         """The special token that the template writes after an assistant's words, if it does.
 
         A base model's generation config often knows only the end of a document.
         """
-        ends = {self._tokenizer.eos_token_id} - {None}
         words = "answer"
         messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": words}]
         try:
             text = self._write_chat(messages, template, add_generation_prompt=False)
+        except DamagedTemplateError:
+            raise
         except PromptError:
-            return frozenset(ends)
+            return frozenset()
         after = text.rpartition(words)[2].lstrip()
         ids = self.encode(after, special_tokens=False)
         special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.added_tokens_decoder)
-        return frozenset(ends | ({ids[0]} & special if ids else set()))
+        return frozenset({ids[0]} & special if ids else ())
+
+
+def _one_line(err: Exception) -> str:
+    return " ".join(str(err).split())[:300] or "no reason given"
 
 
 def _read_template(folder: Path) -> str | None:

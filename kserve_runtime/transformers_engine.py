@@ -61,22 +61,30 @@ class TransformersEngine:
             batch_rows: requests that run at once.
             queue_rows: requests that may wait.
             adapter_slots: adapters that run at once; others come in when requests need them.
-            kv_bytes: most that the batch's keys and values may take; requests wait for their part.
-                None is no limit.
+            kv_bytes: most that the batch's keys and values may take, those of the prompt that is
+                being read and copies included; requests wait for their part. None is no limit.
             prefix_bytes: most that is kept of requests that ended, for those that begin like them.
         """
+        kv_tokens = None if kv_bytes is None else kv_bytes // base.measure_kv_bytes()
+        full = batch_rows * base.context_tokens
         self.capacity = Capacity(
             context_tokens=base.context_tokens,
             batch_rows=batch_rows,
             queue_rows=queue_rows,
             adapter_slots=adapter_slots,
+            kv_tokens=full if kv_tokens is None else kv_tokens,
             default_sampling=base.default_sampling,
         )
         self._base = base
         self._decode = decode
-        self._kv_tokens = None if kv_bytes is None else kv_bytes // base.measure_kv_bytes()
         self._loaded: tuple[AdapterFiles, ...] = ()
-        self._batch = RunningBatch(base, slots=adapter_slots, prefix_bytes=prefix_bytes)
+        self._batch = RunningBatch(
+            base,
+            rows=batch_rows,
+            slots=adapter_slots,
+            kv_tokens=kv_tokens,
+            prefix_bytes=prefix_bytes,
+        )
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Chunk | Exception]]] = {}
         """What the engine's thread has for each loop: waking one for every chunk costs as much as
         a small model's step."""
@@ -119,7 +127,7 @@ class TransformersEngine:
 
     def usage(self) -> Usage:
         return Usage(
-            running=[(row.request.mix, row.tokens) for row in list(self._batch.rows)],
+            running=[(row.request.mix, row.tokens) for row in self._batch.rows],
             waiting=len(self._waiting),
             kv_tokens=self._batch.kv_tokens,
             in_slots=self._batch.mixer.residents,
@@ -177,9 +185,15 @@ class TransformersEngine:
         with self._changed:
             if not self.healthy():
                 raise EngineFailedError("the engine has stopped")
-            running, waiting = len(self._batch.rows), len(self._waiting)
-            if running + waiting >= self.capacity.batch_rows + self.capacity.queue_rows:
-                raise EngineBusyError(f"{running} requests run and {waiting} are waiting already")
+            waiting = [*self._waiting, row]
+            if len(waiting) > self.capacity.queue_rows:
+                # Those that find their places at once don't wait.
+                left = len(waiting) - sum(1 for _ in self._batch.fitting(waiting))
+                if left > self.capacity.queue_rows:
+                    running = len(self._batch.rows)
+                    raise EngineBusyError(
+                        f"{running} requests run and {left - 1} are waiting already"
+                    )
             self._waiting.append(row)
             self._changed.notify()
 
@@ -242,59 +256,39 @@ class TransformersEngine:
                 return True
 
     def _admit(self) -> None:
-        """Let waiting requests join, oldest first, while there is room; not all of many at once."""
+        """Let waiting requests join, oldest first, while there is room. Those that are being
+        answered wait for ADMITTED_TOKENS only, however long a prompt is."""
         read = 0
-        while len(self._batch.rows) < self.capacity.batch_rows and read < ADMITTED_TOKENS:
-            row = self._take_waiting()
+        while read < ADMITTED_TOKENS:
+            row = self._batch.reading or self._take_waiting()
             if row is None:
                 return
-            if row.cancelled:
-                continue
-            row.begin()
-            read += len(row.request.prompt)
             try:
-                self._batch.add(row)
+                if row is not self._batch.reading:
+                    row.begin()
+                    self._batch.add(row)
+                read += self._batch.read()
             except Exception as err:
                 log.exception("a prompt of %d tokens failed", len(row.request.prompt))
+                self._batch.stop_reading()
                 row.fail(f"{type(err).__name__}: {err}")
             self._deliver()
 
     def _take_waiting(self) -> Row | None:
-        """The oldest request whose adapters find slots.
-
-        One whose adapters don't is passed by requests for the base model only: any other could
-        keep the slots that it waits for.
-        """
-        blocked = False
         with self._changed:
-            for row in self._waiting:
-                if blocked and row.mix:
-                    continue
-                if not self._has_memory_for(row):
-                    return None
-                if self._batch.has_room_for(row):
-                    self._waiting.remove(row)
-                    return row
-                blocked = True
-        return None
-
-    def _has_memory_for(self, row: Row) -> bool:
-        """Whether the batch, padded to its longest row, has a place for it to the end.
-
-        One that is alone may always try.
-        """
-        rows = [*self._batch.rows, row]
-        context = self.capacity.context_tokens
-        longest = max(min(each.most_tokens, context) for each in rows)
-        return len(rows) == 1 or self._kv_tokens is None or len(rows) * longest <= self._kv_tokens
+            row = next(self._batch.fitting(self._waiting), None)
+            if row:
+                self._waiting.remove(row)
+        return row
 
     def _fail_rows(self, reason: str) -> None:
-        with self._changed:
-            waiting = list(self._waiting) if self._closing else []
-            if self._closing:
+        """End what runs with an error, and what waits too where the engine ends."""
+        if self._closing:
+            with self._changed:
+                waiting = list(self._waiting)
                 self._waiting.clear()
-        for row in waiting:
-            row.fail(reason)
+            for row in waiting:
+                row.fail(reason)
         self._batch.fail(reason)
         self._deliver()
 

@@ -86,6 +86,7 @@ def sampling_params(request: Request, ends: frozenset[int], room: int) -> Sampli
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
+        repetition_penalty=sampling.repetition_penalty,
         # Python takes any int as a seed, torch only 64 bits.
         seed=None if sampling.seed is None else sampling.seed % 2**63,
         stop_token_ids=sorted(ends | sampling.stop_token_ids),

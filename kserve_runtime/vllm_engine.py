@@ -86,6 +86,7 @@ class VllmEngine:
             batch_rows=config.scheduler_config.max_num_seqs,
             queue_rows=queue_rows,
             adapter_slots=config.lora_config.max_loras - BASE_SLOTS,
+            kv_tokens=(config.cache_config.num_gpu_blocks or 0) * config.cache_config.block_size,
             default_sampling=outline.default_sampling,
         )
         self._llm = llm

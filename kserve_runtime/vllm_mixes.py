@@ -23,13 +23,8 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 
-from kserve_runtime.adapter_files import (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    AdapterFiles,
-    LoraPair,
-    projection_size,
-)
+from kserve_runtime.adapter_config import CONFIG_FILE
+from kserve_runtime.adapter_files import WEIGHTS_FILE, AdapterFiles, LoraPair, projection_size
 from kserve_runtime.engine import LoadedAdapter, Mix
 from peftjob.errors import UsageError
 from peftjob.oci.compatibility import VLLM_RANKS

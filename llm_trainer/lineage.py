@@ -41,6 +41,13 @@ def base_model(job: Job) -> Source:
     )
 
 
+def base_weights(job: Job) -> list[dict[str, Any]]:
+    """path, size and sha256 of the files with the base model's weights, where they are known: the
+    digest is that of the tokenizer and the configs too, which others may have changed since."""
+    files = _manifest(job, "model").get("files", [])
+    return [file for file in files if file["path"].endswith(".safetensors")]
+
+
 def dataset(job: Job) -> Source:
     """The dataset. The stock client tells it to the storage initializer alone."""
     spec = job.spec.dataset
@@ -60,7 +67,7 @@ def of(job: Job) -> dict[str, Any]:
         spec[part]["source"] = shown(spec[part]["source"])
     return {
         "spec": spec,
-        "base_model": asdict(base_model(job)),
+        "base_model": {**asdict(base_model(job)), "weights": base_weights(job)},
         "dataset": asdict(dataset(job)),
         "libraries": {name: version(name) for name in LIBRARIES},
         "seed": job.spec.training.seed,

@@ -3,7 +3,7 @@
 Reads one file; may import serving_runtime, errors and contract.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,33 @@ Object = dict[str, Any]
 RUNTIMES = (contract.RUNTIME_NAME, GPU_RUNTIME_NAME)
 _IGNORED = ("ServingRuntime", "ClusterServingRuntime")
 """Kinds that a cluster needs and this machine has built in."""
+
+_SPEC = ("predictor",)
+_RUN = ("model", "volumes")
+_OF_CLUSTERS = (
+    "affinity",
+    "automountServiceAccountToken",
+    "canaryTrafficPercent",
+    "maxReplicas",
+    "minReplicas",
+    "nodeSelector",
+    "scaleMetric",
+    "scaleTarget",
+    "serviceAccountName",
+    "tolerations",
+)
+"""Where and how often it runs, how requests are shared out, and whose Secrets fetch the model: one
+machine has one server, and its user's own credentials."""
+_MODEL = (
+    "args",
+    "env",
+    "envFrom",
+    "modelFormat",
+    "resources",
+    "runtime",
+    "storageUri",
+    "volumeMounts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +61,7 @@ class ServiceFile:
 def read_service_file(path: Path) -> ServiceFile:
     """Read `path`: one InferenceService of ours, and perhaps Secrets and ServingRuntimes.
 
-    One machine has one server and no earlier version of it: how many there are to be, and a
-    canary's share of the requests, count on a cluster only.
+    Where and how often it is to run, and a canary's share of the requests, count on a cluster only.
 
     Raises:
         UsageError: it can't be read, or holds something else, or what this machine can't run.
@@ -81,8 +107,12 @@ def _objects(path: Path) -> Iterator[Object]:
 
 def _check(path: Path, service: Object) -> None:
     """Refuse what would be left out in silence."""
-    predictor = _mapping(_mapping(service.get("spec")).get("predictor"))
+    spec = _mapping(service.get("spec"))
+    predictor = _mapping(spec.get("predictor"))
     model = _mapping(predictor.get("model"))
+    _check_fields(path, "spec", spec, _SPEC)
+    _check_fields(path, "spec.predictor", predictor, (*_RUN, *_OF_CLUSTERS))
+    _check_fields(path, "spec.predictor.model", model, _MODEL)
     format_name = _mapping(model.get("modelFormat")).get("name")
     if format_name != contract.MODEL_FORMAT:
         raise UsageError(
@@ -100,12 +130,15 @@ def _check(path: Path, service: Object) -> None:
             f"{path}: spec.predictor.model.storageUri is not there; it names the base model, "
             "such as hf://org/name or file:///folder"
         )
-    for field in ("image", "command"):
-        if field in model:
-            raise UsageError(f"{path}: spec.predictor.model.{field} has no meaning on this machine")
-    for field in ("containers", "initContainers", "storageUris", "workerSpec"):
-        if predictor.get(field):
-            raise UsageError(f"{path}: spec.predictor.{field} can't be run on this machine")
+
+
+def _check_fields(path: Path, place: str, body: Mapping[str, Any], known: Sequence[str]) -> None:
+    unknown = [f"{place}.{field}" for field, value in body.items() if value and field not in known]
+    if unknown:
+        raise UsageError(
+            f"{path}: {', '.join(unknown)} can't be run on this machine; what can be of {place} is "
+            + ", ".join(sorted(known))
+        )
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -37,6 +37,8 @@ def render_pod(service: Body, address: Address) -> Body:
         f"--host={address.host}",
     ]
     container["env"] = [*(container.get("env") or ()), *(model.get("env") or ())]
+    if model.get("envFrom"):
+        container["envFrom"] = model["envFrom"]
     mounts = [m for m in container.get("volumeMounts") or () if m["name"] != VOLUME]
     mounts += model.get("volumeMounts") or ()
     mounts.append({"name": VOLUME, "mountPath": contract.MOUNTED_MODEL_DIR, "readOnly": True})
@@ -49,11 +51,7 @@ def render_pod(service: Body, address: Address) -> Body:
     for probe in ("readinessProbe", "livenessProbe", "startupProbe"):
         if get := (container.get(probe) or {}).get("httpGet"):
             get["port"] = address.port
-    pod_spec: Body = {
-        "containers": [container],
-        "restartPolicy": "Always",
-        "terminationGracePeriodSeconds": 10,
-    }
+    pod_spec: Body = {"containers": [container], "restartPolicy": "Always"}
     volume, initializer = _model_volume(model["storageUri"])
     own = service["spec"]["predictor"].get("volumes") or ()
     pod_spec["volumes"] = [*(runtime.get("volumes") or ()), *own, volume]

@@ -27,7 +27,9 @@ def record(event: str, args: tuple[Any, ...]) -> None:
 def modules(package: str) -> list[str]:
     module = importlib.import_module(package)
     inside = pkgutil.walk_packages(module.__path__, f"{package}.")
-    return [name for _, name, _ in inside if not name.endswith("__main__")]
+    # The kernel is loaded by ctypes, and no module of Python's.
+    left_out = ("__main__", "_lora_kernel")
+    return [name for _, name, _ in inside if not name.endswith(left_out)]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Which servers load an adapter; the runtime's own rules are held against its code."""
 
+import re
 from typing import Any
 
 import pytest
@@ -47,10 +48,10 @@ def test_a_rank_above_the_servers_says_what_to_start_it_with() -> None:
     shapes = {name: tuple(40 if size == 8 else size for size in s) for name, s in SHAPES.items()}
 
     assert rank_of(shapes) == 40
-    found = refusals({}, shapes)
+    found = refusals({"r": 40}, shapes)
     assert found.keys() == {"vllm", "kaito"}
     assert "above the server's 16; start it with --max-lora-rank 64" in found["vllm"]
-    assert not refusals({}, shapes, rank=64)
+    assert not refusals({"r": 40}, shapes, rank=64)
 
 
 def test_a_classifiers_head_is_loaded_by_vllm_only() -> None:
@@ -64,8 +65,31 @@ def test_a_tensor_that_is_no_lora_weight_is_named() -> None:
     assert "base_model.model.lm_head.weight" in found["runtime"]
 
 
+LORA_A, LORA_B = SHAPES
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "reason"),
+    [
+        ({}, {LORA_A: (8, 64)}, rf"holds '{LORA_A}' and no '{LORA_B}'"),
+        ({}, {LORA_B: (64, 8)}, rf"holds '{LORA_B}' and no '{LORA_A}'"),
+        ({}, SHAPES | {LORA_B: (64, 4)}, "is of rank 4, and adapter_config.json says 8"),
+        ({"rank_pattern": {"k": 2}}, SHAPES | {LORA_A: (4, 64)}, "of rank 4, .* says 2 or 8"),
+        ({}, SHAPES | {LORA_A: ()}, "is of rank 0"),
+        ({"r": None, "lora_alpha": None}, SHAPES, "has no r and no lora_alpha"),
+    ],
+)
+def test_matrices_that_do_not_go_together_are_named(
+    config: dict[str, Any], shapes: Any, reason: str
+) -> None:
+    found = refusals(config, shapes)
+
+    assert found.keys() == {"runtime", "vllm", "kaito"}
+    assert all(re.search(reason, text) for text in found.values())
+
+
 def test_the_runtime_refuses_what_is_said_here() -> None:
-    files = pytest.importorskip("kserve_runtime.adapter_files")
+    files = pytest.importorskip("kserve_runtime.adapter_config")
 
     assert dict(files._UNMIXABLE) == UNMIXABLE
     assert tuple(files._BASE_CHANGING_INITS) == BASE_CHANGING_INITS

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from kserve_runtime.adapter_files import read_adapter
@@ -28,6 +29,10 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
     tensors = load_file(path)
     edit(tensors)
     save_file(tensors, path)
+
+
+def convert_first(tensors: dict[str, Any], dtype: torch.dtype) -> None:
+    tensors[min(tensors)] = tensors[min(tensors)].to(dtype)
 
 
 def refusal(folder: Path, world: Any) -> str:
@@ -60,6 +65,15 @@ def test_ranks_and_scalings_are_those_of_peft(world: Any) -> None:
         ({"peft_type": "IA3"}, "only LORA"),
         ({"r": None}, "r in adapter_config.json is None"),
         ({"r": 8}, "rank 8"),
+        ({"r": 4.5}, "r in adapter_config.json is 4.5, expected a positive whole number"),
+        ({"r": True}, "r in adapter_config.json is True"),
+        ({"lora_alpha": float("nan")}, "lora_alpha in adapter_config.json is nan"),
+        ({"lora_alpha": 10**400}, "expected a positive number below 1e+12"),
+        ({"use_rslora": "no"}, "use_rslora in adapter_config.json is 'no'"),
+        ({"rank_pattern": ["q"]}, "rank_pattern in adapter_config.json is ['q']"),
+        ({"rank_pattern": {"(": 4}}, "'(', expected a regular expression"),
+        ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj'] in adapter_config.json is"),
+        ({"alpha_pattern": {"q_proj": "16"}}, "is '16', expected a positive number"),
     ],
 )
 def test_a_config_that_cannot_be_mixed_is_refused(
@@ -85,6 +99,9 @@ def test_a_config_that_cannot_be_mixed_is_refused(
             ),
             "another base model",
         ),
+        (lambda tensors: convert_first(tensors, torch.float8_e4m3fn), "float8_e4m3fn, expected"),
+        (lambda tensors: convert_first(tensors, torch.bool), "is bool, expected float32"),
+        (lambda tensors: tensors.update({min(tensors): torch.empty(0, 64)}), "A (0, 64)"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(
@@ -104,6 +121,13 @@ def test_values_that_would_spoil_other_rows_are_refused(
     assert "not finite" in refusal(adapter, world)
 
 
+def test_a_scaling_that_makes_such_values_is_refused(world: Any, adapter: Path) -> None:
+    edit_config(adapter, lora_alpha=9e11)
+    edit_weights(adapter, lambda tensors: tensors[max(tensors)].fill_(100))
+
+    assert "B times the scaling of 'model.layers" in refusal(adapter, world)
+
+
 def test_a_pickle_is_never_loaded(world: Any, adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
 
@@ -119,3 +143,11 @@ def test_damaged_weights_are_refused(world: Any, adapter: Path) -> None:
 
 def test_a_folder_that_holds_no_adapter_is_refused(world: Any, tmp_path: Path) -> None:
     assert "holds no adapter_config.json" in refusal(tmp_path, world)
+
+
+def test_a_config_that_is_no_object_is_refused(world: Any, adapter: Path) -> None:
+    (adapter / "adapter_config.json").write_text("[" * 100_000)
+    assert "can't read" in refusal(adapter, world)
+
+    (adapter / "adapter_config.json").write_text("[]")
+    assert "holds a list, expected an object" in refusal(adapter, world)

@@ -1,5 +1,7 @@
 """How the base model is loaded, quantised or not, and what it answers then."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,16 @@ def test_16_bits_stay_16_bits_where_the_processor_has_them(
 
     assert base.module.dtype == loaded
     assert any(isinstance(module, PackedLinear) for module in base.module.modules())
+
+
+def test_the_models_own_penalty_holds_for_greedy_answers_too(world: Any, tmp_path: Path) -> None:
+    shutil.copytree(world.base, tmp_path, dirs_exist_ok=True)
+    recommended = {"do_sample": False, "repetition_penalty": 1.1, "top_k": 20}
+    (tmp_path / "generation_config.json").write_text(json.dumps(recommended))
+
+    assert load_base_model(tmp_path, dtype="float32").default_sampling == {
+        "repetition_penalty": 1.1
+    }
 
 
 def answers_of(folder: Path, adapter: Path, prompts: list[list[int]], **options: Any) -> Any:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from openai import OpenAI
 
 TEXT = "a deployment keeps replicas of a pod"
@@ -95,6 +96,25 @@ def test_echo_puts_the_prompt_before_the_answer(client: OpenAI) -> None:
     )
 
 
+def test_a_repetition_penalty_is_that_of_transformers(world: Any, client: OpenAI) -> None:
+    ids = torch.tensor([world.tokenizer(TEXT)["input_ids"]])
+    out = world.models[None].generate(
+        ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.5, eos_token_id=None
+    )
+
+    answer = client.completions.create(
+        model="tiny",
+        prompt=TEXT,
+        max_tokens=40,
+        temperature=0,
+        extra_body={"repetition_penalty": 1.5},
+    )
+
+    expected = world.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    assert answer.choices[0].text
+    assert expected.startswith(answer.choices[0].text)
+
+
 def test_a_completion_streams(client: OpenAI) -> None:
     options: dict[str, Any] = {"model": "large", "prompt": TEXT, "max_tokens": 9, "temperature": 0}
 
@@ -103,3 +123,18 @@ def test_a_completion_streams(client: OpenAI) -> None:
 
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.text
     assert chunks[-1].choices[0].finish_reason == whole.finish_reason
+
+
+def test_offsets_in_a_stream_are_those_of_the_whole_answer(client: OpenAI) -> None:
+    options: dict[str, Any] = {"model": "large", "prompt": TEXT, "max_tokens": 12, "logprobs": 0}
+    text = client.completions.create(**options, seed=3).choices[0].text
+
+    # Held back until it is certain that it isn't the stop text.
+    stop = text[2:10] + "?!"
+    whole = client.completions.create(**options, seed=3, stop=stop).choices[0]
+    chunks = list(client.completions.create(**options, seed=3, stop=stop, stream=True))
+
+    streamed = [at for chunk in chunks for at in chunk.choices[0].logprobs.text_offset]
+    assert whole.text == text
+    assert streamed == whole.logprobs.text_offset
+    assert any(not chunk.choices[0].text for chunk in chunks)

@@ -1,12 +1,14 @@
 """The engine on its own: a full queue, failures, and its end."""
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from kserve_runtime.base_model import BaseModel, load_base_model
 from kserve_runtime.engine import (
@@ -18,8 +20,10 @@ from kserve_runtime.engine import (
     Sampling,
     Share,
 )
+from kserve_runtime.row import Row
+from kserve_runtime.running_batch import PREFILL_TOKENS, RunningBatch
 from kserve_runtime.tokenizer import PromptTokenizer
-from kserve_runtime.transformers_engine import TransformersEngine
+from kserve_runtime.transformers_engine import ADMITTED_TOKENS, TransformersEngine
 from peftjob.errors import ModelError
 
 
@@ -46,6 +50,14 @@ def collect(engine: TransformersEngine, wanted: Request) -> list[Chunk]:
         return [chunk async for chunk in engine.generate(wanted)]
 
     return asyncio.run(read())
+
+
+def make_huge(adapter: Path, folder: Path) -> Path:
+    """A copy whose weights are numbers, and whose answers are not."""
+    shutil.copytree(adapter, folder)
+    weights = folder / "adapter_model.safetensors"
+    save_file({key: each.sign() * 1e10 for key, each in load_file(weights).items()}, weights)
+    return folder
 
 
 def texts(chunks: list[Chunk]) -> list[str]:
@@ -75,6 +87,66 @@ def test_a_full_queue_is_told(world: Any, base: BaseModel) -> None:
             asyncio.run(ask_twice())
     finally:
         engine.close()
+
+
+def test_no_more_wait_than_may_however_few_run(world: Any, base: BaseModel) -> None:
+    # The memory is one request's.
+    engine = TransformersEngine(base, str, queue_rows=2, kv_bytes=base.measure_kv_bytes())
+
+    async def ask() -> tuple[int, int]:
+        first = engine.generate(request(world, max_tokens=200))
+        await anext(first)
+        tasks = [asyncio.create_task(anext(engine.generate(request(world)))) for _ in range(5)]
+        await asyncio.sleep(0)
+        refused = sum(task.done() for task in tasks)
+        waiting = engine.usage().waiting
+        await first.aclose()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        return waiting, refused
+
+    try:
+        assert asyncio.run(ask()) == (2, 3)
+    finally:
+        engine.close()
+
+
+def test_a_long_prompt_lets_the_others_step(endless: Path) -> None:
+    engine = TransformersEngine(load_base_model(endless, dtype="float32"), str)
+    heard = 0
+
+    async def listen(stream: Any) -> None:
+        nonlocal heard
+        async for chunk in stream:
+            heard += chunk.new_tokens
+
+    async def ask() -> int:
+        sampling = Sampling(max_tokens=500)
+        stream = engine.generate(Request(prompt=(7, 8), sampling=sampling))
+        await anext(stream)
+        listener = asyncio.create_task(listen(stream))
+        long = Request(prompt=(7,) * 6 * ADMITTED_TOKENS, sampling=Sampling(max_tokens=1))
+        before = heard
+        await anext(engine.generate(long))
+        between = heard - before
+        listener.cancel()
+        return between
+
+    try:
+        assert asyncio.run(ask()) >= 3
+    finally:
+        engine.close()
+
+
+def test_a_prompt_is_not_read_on_when_nobody_waits_for_its_answer(base: BaseModel) -> None:
+    batch = RunningBatch(base, rows=1, slots=1, kv_tokens=None, prefix_bytes=0)
+    long = Request(prompt=(7,) * 200_000, sampling=Sampling(max_tokens=1))
+    row = Row(long, frozenset(), str, lambda _: None)
+
+    batch.add(row)
+    first = batch.read()
+    row.cancelled = True
+
+    assert (first, batch.read(), batch.rows) == (PREFILL_TOKENS, 0, [])
 
 
 @pytest.mark.parametrize("calls", [1, 6])
@@ -155,6 +227,8 @@ def test_a_refused_adapter_leaves_the_others_as_they_were(
 
     with pytest.raises(ModelError):
         engine.load_adapter("broken", tmp_path)
+    with pytest.raises(ModelError, match=r"can't run on this base model: .* not finite"):
+        engine.load_adapter("huge", make_huge(world.adapters["large"], tmp_path / "huge"))
 
     assert list(engine.adapters()) == [small]
     assert texts(collect(engine, request(world, small))) == before

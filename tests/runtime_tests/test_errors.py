@@ -1,5 +1,6 @@
 """Errors in OpenAI's shape, so that its clients raise what they should."""
 
+import re
 from typing import Any
 
 import httpx
@@ -89,6 +90,34 @@ def test_a_prompt_longer_than_the_context_is_400(client: OpenAI) -> None:
         )
 
     assert caught.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("route", "prompt"),
+    [
+        ("completions", {"prompt": "pod " * 100_000}),
+        (CHAT, {"messages": [{"role": "user", "content": "pod " * 100_000}]}),
+    ],
+)
+def test_a_text_that_no_tokens_could_hold_is_refused_before_it_is_read(
+    server: Any, route: str, prompt: dict[str, Any]
+) -> None:
+    status, error = post(server, route, {"model": "tiny", **prompt})
+
+    assert (status, error["code"]) == (400, "context_length_exceeded")
+    assert re.search(r"40\d{4} characters are more than the 256 tokens", error["message"])
+
+
+def test_arguments_of_a_tool_call_that_are_no_json_go_to_the_template_as_they_are(
+    server: Any,
+) -> None:
+    call = {"function": {"name": "f", "arguments": "[" * 20_000}}
+    messages = [*HELLO, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    body = {"model": "tiny", "messages": messages, "max_tokens": 1}
+
+    answer = httpx.post(f"{server.url}/v1/{CHAT}", json=body, timeout=20)
+
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize(

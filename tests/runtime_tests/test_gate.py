@@ -281,14 +281,27 @@ def metrics(server: Any) -> dict[str, float]:
     [
         {"Origin": "https://example.com"},
         {"Origin": "http://rebound.example:80", "Host": "rebound.example:80"},
+        {"Host": "rebound.example"},
+        {"Host": "127.0.0.1.rebound.example:80"},
+        {"Host": "[::1"},
+        {"Origin": "http://[", "Host": "localhost"},
     ],
 )
 def test_pages_of_other_sites_may_not_act_on_a_server_without_keys(
     server: Any, headers: dict[str, str]
 ) -> None:
-    answer = httpx.post(f"{server.url}/v2/repository/models/small/unload", headers=headers)
+    unload = httpx.post(f"{server.url}/v2/repository/models/small/unload", headers=headers)
+    models = httpx.get(f"{server.url}/v1/models", headers=headers)
 
-    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_site")
+    for answer in (unload, models):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "other_site")
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:80", "127.0.0.2", "[::1]:8080"])
+def test_a_server_without_keys_answers_to_every_name_of_this_machine_alone(
+    server: Any, host: str
+) -> None:
+    assert httpx.get(f"{server.url}/v1/models", headers={"Host": host}).status_code == 200
 
 
 def status_behind_gate(path: str, **options: Any) -> int:
@@ -309,7 +322,7 @@ def status_behind_gate(path: str, **options: Any) -> int:
 
     async def get() -> int:
         transport = httpx.ASGITransport(gate)  # type: ignore[arg-type]
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
             return (await http.get(path)).status_code
 
     return asyncio.run(get())

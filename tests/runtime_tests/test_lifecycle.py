@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,28 @@ def test_sigterm_lets_a_stream_end_and_cuts_an_endless_one(
     assert rest[-1] == "data: [DONE]"
     assert code == 0
     assert server.status("/v2/health/live") is None
+    assert list(tmp_path.iterdir()) == []
+    assert "Traceback" not in "".join(server.lines)
+
+
+def test_sigterm_cuts_off_a_load_from_a_registry_that_does_not_answer(
+    world: Any, start_server: Callable[..., Any], tmp_path: Path
+) -> None:
+    args = ["--model_name", "tiny", "--model_dir", str(world.base), "--drain_timeout_s", "1"]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        start_server(*args, env={"TMPDIR": str(tmp_path)}) as server,
+        ThreadPoolExecutor() as pool,
+    ):
+        server.wait_until_ready()
+        body = {"name": "x", "source": f"oci://127.0.0.1:{silent.getsockname()[1]}/a/b:v1"}
+        asked = pool.submit(httpx.post, f"{server.url}/v1/adapters", json=body, timeout=60)
+        with silent.accept()[0] as unanswered:
+            unanswered.recv(1)
+            server.process.send_signal(signal.SIGTERM)
+            code = server.process.wait(timeout=20)
+
+    assert (code, asked.result().json()["error"]["code"]) == (0, "server_ending")
     assert list(tmp_path.iterdir()) == []
     assert "Traceback" not in "".join(server.lines)
 

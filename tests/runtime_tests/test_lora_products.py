@@ -71,7 +71,7 @@ def test_each_row_gets_the_updates_of_its_adapters_only(
     plan = products.plan(uses, rows=5)
 
     for path, part in RANKS.items():
-        updated = products.update(plan, projections[path], x, base.clone())
+        updated = products.bind(projections[path])(plan, x, base.clone())
 
         wanted = base.clone()
         for adapter, pairs in enumerate(uses):
@@ -87,7 +87,7 @@ def test_half_precision_is_rounded_once(products: Products, dtype: torch.dtype, 
     x, base = torch.randn(2, 3, 32).to(dtype), torch.randn(2, 3, out).to(dtype)
     plan = products.plan([[], [(1, 1.0)], []], rows=2)
 
-    updated = products.update(plan, projections["q"], x, base.clone())
+    updated = products.bind(projections["q"])(plan, x, base.clone())
 
     exact = base[1].float() + x[1].float() @ a_NIS[1, :, RANKS["q"]] @ b["q"][1]
     assert updated.dtype == dtype
@@ -106,8 +106,9 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
     together = products.plan([[(0, 1.0), (2, 1.0), (4, 1.0)], [(1, 1.0)], []], rows=5)
     alone = products.plan([[(0, 1.0)], [], []], rows=1)
 
-    both = products.update(together, projections["q"], x, base.clone())
-    single = products.update(alone, projections["q"], x[4:], base[4:].clone())
+    update = products.bind(projections["q"])
+    both = update(together, x, base.clone())
+    single = update(alone, x[4:], base[4:].clone())
 
     assert torch.equal(both[4], single[0])
 

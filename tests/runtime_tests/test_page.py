@@ -172,6 +172,21 @@ def test_a_strength_is_sent_and_shown(world: Any, server: Any, tab: Tab) -> None
     assert "strength\n0" in tab.text("article[data-model=small] dl")
 
 
+def test_any_strength_and_temperature_can_be_asked_with(server: Any, tab: Tab) -> None:
+    tab.open(server.url)
+    until(lambda: ready(tab))
+
+    tab.run("document.querySelectorAll('.choice')[0].strength.value = 0.333")
+    tab.run("document.querySelector('#temperature').value = 0.75")
+    tab.run("document.querySelector('#tokens').value = 3")
+    tab.type("why")
+    tab.press("Enter", modifiers=2)
+
+    until(lambda: answered(tab))
+    tab.run("document.querySelector('article[data-model=small] summary').click()")
+    assert "strength\n0.333" in tab.text("article[data-model=small] dl")
+
+
 @pytest.mark.slow
 def test_the_page_works_by_keyboard_with_a_key(
     endless: Path, start_server: Callable[..., Any], tab: Tab, tmp_path: Path

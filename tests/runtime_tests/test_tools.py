@@ -31,13 +31,16 @@ WEATHER = {
     "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}},
 }
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bern"}}\n</tool_call>'
+DEEP = f"<tool_call>{'[' * 20_000}</tool_call>"
 QUESTION = [{"role": "user", "content": "why"}]
 
 
 class SaidBefore:
     """An Engine that answers with the same text each time, a few characters a token."""
 
-    capacity = Capacity(context_tokens=999, batch_rows=1, queue_rows=1, adapter_slots=1)
+    capacity = Capacity(
+        context_tokens=999, batch_rows=1, queue_rows=1, adapter_slots=1, kv_tokens=999
+    )
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -148,6 +151,7 @@ def test_a_template_without_a_place_for_tools_is_told(client: OpenAI) -> None:
         ("a <tool_call>no json</tool_call> b", "a <tool_call>no json</tool_call> b"),
         ("a <tool_call>{}", "a <tool_call>{}"),
         ("a <tool", "a <tool"),
+        pytest.param(DEEP, DEEP, id="deeper than json reads"),
         (CALL.removesuffix("</tool_call>"), ""),
         (f"a{CALL}b", "ab"),
     ],

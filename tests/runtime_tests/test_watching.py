@@ -215,3 +215,84 @@ def test_a_source_that_is_gone_is_told_once_and_its_adapter_stays(
 
     assert watched.rank("a") == 4
     assert caplog.text.count("can't be followed") == 1
+
+
+def test_an_adapter_that_is_none_keeps_no_other_from_its_place_at_the_start(
+    world: Any, watched: Watched
+) -> None:
+    for name in ("a", "b", "c"):
+        shutil.copytree(world.adapters["small"], watched.folder / name)
+    (watched.folder / "a" / "chat_template.jinja").write_text("{{ 1 / 0 }}")
+    (watched.folder / "b" / "adapter_config.json").write_text("[" * 100_000)
+
+    watched.watch.start()
+
+    assert watched.catalogue.names() == ["tiny", "c"]
+
+
+@pytest.mark.parametrize("change", ["replaced", "unloaded"])
+def test_an_administrator_goes_before_what_a_look_has_seen(
+    world: Any, watched: Watched, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, change: str
+) -> None:
+    tag = oci.Reference.parse(f"oci-layout://{tmp_path}/registry:latest")
+    oci.push(world.adapters["small"], tag, annotations={})
+    watched.loader.load(AdapterSource("a", str(tag), watch=True))
+    look_up = AdapterLoader.fingerprint
+
+    def meanwhile(loader: AdapterLoader, wanted: AdapterSource) -> str:
+        monkeypatch.undo()
+        oci.push(world.adapters["large"], tag, annotations={})
+        if change == "unloaded":
+            loader.unload("a")
+        else:
+            loader.load(AdapterSource("a", world.adapters["small"].as_uri(), strength=0.5))
+        return look_up(loader, wanted)
+
+    monkeypatch.setattr(AdapterLoader, "fingerprint", meanwhile)
+    watched.watch.look()
+    watched.watch.look()
+
+    now = watched.catalogue.get("a")
+    assert (now and now.strength) == (0.5 if change == "replaced" else None)
+
+
+def test_a_folder_that_goes_takes_no_adapter_that_an_administrator_has_put_there(
+    world: Any, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.adapters["small"], watched.folder / "a")
+    watched.watch.start()
+    shutil.rmtree(watched.folder / "a")
+    watched.watch.look()
+    wanted = AdapterSource("a", world.adapters["large"].as_uri())
+    alone = AdapterLoader.alone
+
+    def meanwhile(loader: AdapterLoader, name: str) -> Any:
+        monkeypatch.undo()
+        loader.load(wanted)
+        return alone(loader, name)
+
+    monkeypatch.setattr(AdapterLoader, "alone", meanwhile)
+    watched.watch.look()
+
+    assert watched.rank("a") == 16
+
+
+def test_what_could_not_be_had_is_tried_again_less_and_less_often(
+    world: Any, watched: Watched, caplog: pytest.LogCaptureFixture
+) -> None:
+    shutil.copytree(world.adapters["small"], watched.folder / "a")
+    place = watched.folder.with_name("cache") / "a"
+    place.write_text("where the adapter was to go")
+    caplog.set_level("INFO", "kserve_runtime")
+    tries = []
+
+    for _ in range(9):
+        caplog.clear()
+        watched.watch.look(settled=True)
+        tries.append(any(" refused: " in line for line in caplog.messages))
+    place.unlink()
+    for _ in range(8):
+        watched.watch.look(settled=True)
+
+    assert tries == [True, True, False, True, False, False, False, True, False]
+    assert watched.rank("a") == 4

@@ -7,10 +7,14 @@ import pytest
 import yaml
 
 from examples.serving import services
+from kserve_runtime.args import Settings
 from peftjob import inference
 from peftjob.credentials import S3Keys, SecretKey
 from peftjob.errors import UsageError
 from peftjob.inference import Scaling
+from peftjob.local.container import DEFAULT_GRACE_S
+from peftjob.local.replica import Address
+from peftjob.local.serving import render_pod
 from peftjob.service_file import read_service_file
 from tests.sdk_tests.conftest import Validate
 from tests.sdk_tests.pod_security import pods_in, violations
@@ -118,6 +122,34 @@ def make(**model: Any) -> dict[str, Any]:
     return service
 
 
+def beside(**fields: Any) -> dict[str, Any]:
+    """An InferenceService with more beside its model."""
+    service = make()
+    service["spec"]["predictor"].update(fields)
+    return service
+
+
+def local_pod(service: dict[str, Any]) -> dict[str, Any]:
+    """The spec of the pod that serves it on this machine."""
+    service["metadata"]["uid"] = "1"
+    spec: dict[str, Any] = render_pod(service, Address("127.0.0.1", 8080))["spec"]
+    return spec
+
+
+def test_variables_of_a_whole_secret_reach_the_server() -> None:
+    given = [{"secretRef": {"name": "tokens"}}]
+
+    (container,) = local_pod(make(envFrom=given))["containers"]
+
+    assert container["envFrom"] == given
+
+
+def test_a_server_has_longer_to_end_than_its_answers() -> None:
+    grace_s = local_pod(make()).get("terminationGracePeriodSeconds", DEFAULT_GRACE_S)
+
+    assert grace_s > Settings(model_name="docs", model_dir=Path()).drain_s
+
+
 @pytest.mark.parametrize("name", services.SERVICES)
 def test_an_example_can_be_run_on_this_machine(name: str) -> None:
     file = read_service_file(EXAMPLES / f"{name}.yaml")
@@ -143,7 +175,10 @@ def test_a_file_may_hold_what_goes_with_the_service(tmp_path: Path) -> None:
         ([make(modelFormat={"name": "sklearn"})], "'sklearn'; what is served here is 'peft'"),
         ([make(runtime="other")], "here there are peftjob-runtime and peftjob-runtime-gpu"),
         ([make(storageUri=None)], "storageUri is not there"),
-        ([make(image="x")], "model.image has no meaning"),
+        ([make(image="x")], r"spec.predictor.model.image can't be run .* args, env, envFrom"),
+        ([make(storage={"key": "k"})], "spec.predictor.model.storage can't be run"),
+        ([beside(containers=[{"name": "x"}])], "spec.predictor.containers can't be run"),
+        ([{**make(), "spec": {"transformer": {"a": 1}}}], "spec.transformer can't be run"),
     ],
 )
 def test_what_can_not_be_run_here_is_refused(bodies: list[Any], words: str, tmp_path: Path) -> None:

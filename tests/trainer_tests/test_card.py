@@ -61,6 +61,15 @@ def test_a_signature_in_a_url_is_not_published(tmp_path: Path) -> None:
     assert "canary" not in json.dumps(made) + rendered(tmp_path, **signed)
 
 
+def test_the_weights_of_the_base_model_are_told_by_their_digests(tmp_path: Path) -> None:
+    weights = {"path": "model.safetensors", "size": 7, "sha256": "abc"}
+    made = job(tmp_path)
+    made.state_dir.mkdir()
+    files = [{"path": "config.json", "size": 2, "sha256": "def"}, weights]
+    (made.state_dir / "model.json").write_text(json.dumps({"files": files}))
+    assert lineage.of(made)["base_model"]["weights"] == [weights]
+
+
 def test_results_are_told_before_and_after_with_the_curve(tmp_path: Path) -> None:
     lines = rendered(tmp_path).splitlines()
     for line in (

@@ -4,12 +4,13 @@ What can't be mixed with other adapters in one batch is refused with the reason.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
 from typing import Any
+
+import regex
 
 from peftjob.errors import ModelError
 
@@ -17,6 +18,9 @@ CONFIG_FILE = "adapter_config.json"
 
 MAX_NUMBER = 10**12
 """Far beyond any rank or alpha that was meant; PEFT itself has no limit."""
+MATCH_S = 0.2
+"""For a pattern and a module. They come with the adapter, and while one that backtracks is matched
+nothing else runs."""
 
 _UNMIXABLE = {
     "use_dora": "DoRA rescales whole columns of the base weights",
@@ -32,7 +36,7 @@ _UNMIXABLE = {
 _BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations that subtract from the base weights; without that change the adapter is wrong."""
 
-_Patterns = tuple[tuple[re.Pattern[str], Any], ...]
+_Patterns = tuple[tuple[regex.Pattern[str], Any], ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +108,7 @@ def _read_object(name: str, folder: Path) -> dict[str, Any]:
             f"adapter {name!r}: {folder} holds no {CONFIG_FILE}; give the folder or image that "
             "PEFT's save_pretrained or a job has made"
         ) from err
-    except (OSError, ValueError, RecursionError) as err:
+    except (ValueError, RecursionError) as err:
         raise ModelError(f"adapter {name!r}: can't read {path}: {err}") from err
     if not isinstance(config, dict):
         raise ModelError(
@@ -153,10 +157,10 @@ class _Fields:
             for pattern, n in patterns.items()
         )
 
-    def _compile(self, field: str, pattern: str) -> re.Pattern[str]:
+    def _compile(self, field: str, pattern: str) -> regex.Pattern[str]:
         try:
-            return re.compile(rf"(.*\.)?({pattern})$")
-        except re.error as err:
+            return regex.compile(rf"(.*\.)?({pattern})$")
+        except regex.error as err:
             raise self._wrong(field, pattern, f"a regular expression ({err})") from err
 
     def _check_number(self, field: str, value: Any, whole: bool) -> Any:
@@ -175,4 +179,11 @@ class _Fields:
 
 
 def _first(patterns: _Patterns, path: str, default: Any) -> Any:
-    return next((value for pattern, value in patterns if pattern.match(path)), default)
+    matching = (value for pattern, value in patterns if pattern.match(path, timeout=MATCH_S))
+    try:
+        return next(matching, default)
+    except TimeoutError as err:
+        raise ModelError(
+            f"a pattern of rank_pattern or alpha_pattern in {CONFIG_FILE} takes longer than "
+            f"{MATCH_S} s to match {path!r}; name the modules instead"
+        ) from err

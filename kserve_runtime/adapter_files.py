@@ -158,7 +158,7 @@ def _read_weights(name: str, folder: Path) -> dict[str, torch.Tensor]:
         )
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as err:
+    except SafetensorError as err:
         raise ModelError(f"adapter {name!r}: {path} is damaged: {err}") from err
 
 

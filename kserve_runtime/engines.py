@@ -105,7 +105,7 @@ def _start_transformers(
     )
     how = f"{str(base.module.dtype).removeprefix('torch.')} on {base.device}"
     if base.device.type == "cpu" and load_kernel() is None:
-        how += ", adapters slower than need be (no C compiler was there at installation)"
+        how += ", adapters slower than need be (lora_kernel.c was not compiled at installation)"
     return engine, how
 
 

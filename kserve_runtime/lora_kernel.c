@@ -5,7 +5,7 @@
  * use, and multiplied with up to ROWS rows at a time in registers. A row's numbers are summed in
  * the same order whatever else is in the batch.
  *
- * Vectors are GCC's generic ones: the compiler makes them AVX-512, AVX2, SSE or NEON, and on x86
+ * Vectors are GCC's generic ones: the compiler makes them AVX-512, AVX, SSE or NEON, and on x86
  * the loader picks the clone that the processor can run.
  */
 #include <omp.h>
@@ -28,7 +28,8 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__x86_64__)
-#define CLONED __attribute__((noinline, target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+/* What GCC has known since version 6, and tells by the processor's features, not by its name. */
+#define CLONED __attribute__((noinline, target_clones("avx512f", "fma", "default")))
 #else
 #define CLONED __attribute__((noinline))
 #endif

@@ -183,6 +183,8 @@ class _Plan:
     """A pointer to _Uses."""
     count: int
     """U."""
+    once: bool
+    """Whether no row uses several adapters."""
     held: tuple[torch.Tensor, ...]
     """What `uses` points to."""
 
@@ -193,7 +195,7 @@ class NativeProducts:
     def __init__(self) -> None:
         kernel = load_kernel()
         if kernel is None:
-            raise RuntimeError("lora_kernel.c is not compiled here; see choose_products")
+            raise RuntimeError("lora_kernel.c can't be loaded; see choose_products")
         self._kernel = kernel.peftjob_update
 
     def plan(self, uses: Uses, rows: int) -> _Plan | None:
@@ -205,7 +207,7 @@ class NativeProducts:
         strength = torch.tensor([strength for _, strength in flat], dtype=torch.float32)
         held = (begin, row, strength)
         pointer = ctypes.pointer(_Uses(len(uses), *(tensor.data_ptr() for tensor in held)))
-        return _Plan(pointer, len(flat), held)
+        return _Plan(pointer, len(flat), len({row for row, _ in flat}) == len(flat), held)
 
     def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
         count, rank, _ = b_NRO.shape
@@ -232,7 +234,8 @@ class NativeProducts:
                 if not last:
                     stack.x_BTI, stack.hidden = x_BTI, hidden_UTS
             dtype = out_BTO.dtype
-            known = dtype is floats or dtype is halves
+            # A blend is added up in float32, and rounded once.
+            known = dtype is floats or (dtype is halves and plan.once)
             out = (out_BTO if known else out_BTO.to(floats)).contiguous()
             kernel(
                 plan.uses,
@@ -241,7 +244,7 @@ class NativeProducts:
                 x,
                 hidden_UTS.data_ptr(),
                 out.data_ptr(),
-                dtype is halves,
+                out.dtype is halves,
             )
             return out if known else out.to(dtype)
 
@@ -265,7 +268,7 @@ def _point_to(projection: Projection) -> Any:
 
 @cache
 def load_kernel() -> ctypes.CDLL | None:
-    """lora_kernel.c as it was compiled at installation; None where no compiler was at hand, or its
+    """lora_kernel.c as it was compiled at installation; None where no C compiler could, or its
     OpenMP isn't here."""
     spec = importlib.util.find_spec("kserve_runtime._lora_kernel")
     if spec is None or spec.origin is None:

@@ -15,6 +15,8 @@ from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from kserve_runtime.adapter_files import AdapterFiles, read_adapter
 from kserve_runtime.base_model import BaseModel
 from kserve_runtime.detokenizer import Decode
@@ -29,7 +31,7 @@ from kserve_runtime.engine import (
 )
 from kserve_runtime.row import Row
 from kserve_runtime.running_batch import RunningBatch
-from peftjob.errors import ModelError
+from peftjob.errors import ModelError, SourceUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +116,11 @@ class TransformersEngine:
             self._between_steps(take)
         except EngineFailedError:
             raise
+        except (MemoryError, OSError, torch.OutOfMemoryError) as err:
+            # Not the adapter's fault: at another time there is room.
+            raise SourceUnavailableError(
+                f"adapter {name!r} can't be tried out at the moment ({err}); try again"
+            ) from err
         except Exception as err:  # a model's code may fail in any way
             raise ModelError(f"adapter {name!r} can't run on this base model: {err}") from err
         return adapter

@@ -60,6 +60,8 @@ class Answer:
     """Authorization."""
     good_until: float = math.inf
     """On time.monotonic()'s clock: when to ask for another."""
+    logged_in: bool = False
+    """Whether a token server took a login for it: what a registry refuses then is a right."""
 
 
 def auth_files(env: Mapping[str, str]) -> tuple[Path, ...]:
@@ -250,14 +252,22 @@ def authorization(
         response = exchange(session, "POST", challenge.realm, what=what, body=asked | form)
     else:
         headers = {"Authorization": _basic(login)} if login else {}
+        # By the specification one parameter for each; a form has one for all of them.
+        query = asked | {"scope": asked["scope"].split()}
         response = exchange(
-            session, "GET", challenge.realm, what=what, headers=headers, params=asked
+            session, "GET", challenge.realm, what=what, headers=headers, params=query
         )
     body = read_body(response, _MAX_TOKEN_BYTES)
     if response.status_code in (401, 403):
         if login is None:
             return None
-        raise RegistryError(refused(host, login))
+        if response.status_code == 401:
+            raise RegistryError(refused(host, login))
+        # Mostly said of a right that is missing; some servers say it of a wrong login too.
+        raise RegistryError(
+            f"can't {what}: {_named(login)} has no right to {asked['scope'][:200]}, or is wrong; "
+            f"ask who runs the registry for it, or run `docker login {host}` again"
+        )
     try:
         data = json.loads(body)
         token = data.get("token") or data["access_token"]
@@ -270,15 +280,19 @@ def authorization(
     if not isinstance(lifetime_s, int | float) or lifetime_s <= 0:
         lifetime_s = _TOKEN_LIFETIME_S
     # Half of it: what is sent now has to be there before the other half is over.
-    return Answer(f"Bearer {token}", time.monotonic() + lifetime_s / 2)
+    return Answer(f"Bearer {token}", time.monotonic() + lifetime_s / 2, login is not None)
 
 
 def refused(host: str, login: Login | None) -> str:
     """The one line for a 401 that no login answers."""
     if login is None:
         return f"{host} asks for a login and none was found; run `docker login {host}`"
+    return f"{host} refused {_named(login)}; run `docker login {host}` again"
+
+
+def _named(login: Login) -> str:
     name = f" of {login.username!r}" if login.username else ""
-    return f"{host} refused the login{name} from {login.source}; run `docker login {host}` again"
+    return f"the login{name} from {login.source}"
 
 
 def _basic(login: Login) -> str:

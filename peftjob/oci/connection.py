@@ -60,13 +60,19 @@ class Access:
         with self._asking:
             if self._answer and self._answer.header != sent:
                 return  # another thread has been asked the same
-            self._challenge = parse_challenge(challenge)
-            if self._challenge is None:
+            asked = parse_challenge(challenge)
+            if asked is None:
                 raise RegistryError(
                     f"{self._host} asks for a login of a kind that is neither Basic nor Bearer; "
                     "use a registry that takes one of them"
                 )
-            self._answer = self._authorize(self._challenge, session)
+            self._answer = self._authorize(asked, session)
+            # Kept only now: what is refused once must not be asked for with each later token.
+            self._challenge = asked
+
+    def logged_in(self) -> bool:
+        """Whether a token server took the login; what is refused then is a right."""
+        return self._answer is not None and self._answer.logged_in
 
     def refusal(self) -> str:
         """The one line for a 401 that no login answers."""
@@ -190,11 +196,13 @@ class Connection:
         """The one line for an answer that no attempt will change."""
         status = response.status_code
         detail = error_detail(response)
-        if status == 401:
+        if status == 401 and not self._access.logged_in():
             return RegistryError(f"can't {what}: {self._access.refusal()}")
-        if status == 403:
+        if status in (401, 403):
+            # Registries do not tell those without a right what is not there at all.
             return RegistryError(
-                f"can't {what}: the login has no right to{detail}; ask who runs the registry for it"
+                f"can't {what}: the login has no right to{detail}; correct the name, or ask who "
+                "runs the registry for the right"
             )
         if status == 404:
             return RegistryError(

@@ -101,7 +101,8 @@ class Registry:
     def mount_blob(self, blob: Descriptor, repository: str) -> bool:
         """Let the registry take the blob over from another repository of it; whether it did.
 
-        Where it did not, nothing has happened, and the blob has to be put.
+        Where it did not, nothing has happened, and the blob has to be put: a login that may not
+        read the other repository is no error, and of one that may not write here the put tells.
         """
         what = f"mount {blob.digest} of {repository} in {self._connection.place}"
         query = f"?mount={quote(blob.digest, safe='')}&from={quote(repository, safe='')}"
@@ -112,7 +113,10 @@ class Registry:
                 # 202 opens an upload instead, which the registry forgets when nothing comes.
                 return response.status_code == 201
 
-        return retrying(what, mount, sleep=self._connection.sleep)
+        try:
+            return retrying(what, mount, sleep=self._connection.sleep)
+        except RegistryError:
+            return False
 
     def get_manifest(self, version: str) -> bytes:
         """The manifest of a tag or a digest. See Store."""

@@ -84,7 +84,7 @@ def exchange(
     what: str,
     headers: Mapping[str, str] | None = None,
     body: bytes | BinaryIO | Iterator[bytes] | Mapping[str, str] | None = None,
-    params: Mapping[str, str] | None = None,
+    params: Mapping[str, str | list[str]] | None = None,
 ) -> requests.Response:
     """Send one request and return the answer, its body unread and redirects not followed.
 

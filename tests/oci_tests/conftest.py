@@ -119,8 +119,15 @@ class DockerRegistry:
 
 
 @contextmanager
-def running(home: Path, *, login: bool = False, tls: bool = False) -> Iterator[DockerRegistry]:
-    """A docker-registry with its data in `home`, on a free port of the loopback."""
+def running(
+    home: Path, *, login: bool = False, tls: bool = False, auth: dict[str, Any] | None = None
+) -> Iterator[DockerRegistry]:
+    """A docker-registry with its data in `home`, on a free port of the loopback.
+
+    Args:
+        login: ask for the login of HTPASSWD.
+        auth: another way to log in, as its configuration says it.
+    """
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
@@ -135,6 +142,8 @@ def running(home: Path, *, login: bool = False, tls: bool = False) -> Iterator[D
     if login:
         (home / "htpasswd").write_text(HTPASSWD)
         config["auth"] = {"htpasswd": {"realm": "test", "path": str(home / "htpasswd")}}
+    if auth:
+        config["auth"] = auth
     if tls:
         certificate, key = home / "tls.crt", home / "tls.key"
         new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1")

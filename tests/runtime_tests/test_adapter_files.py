@@ -72,6 +72,7 @@ def test_ranks_and_scalings_are_those_of_peft(world: Any) -> None:
         ({"use_rslora": "no"}, "use_rslora in adapter_config.json is 'no'"),
         ({"rank_pattern": ["q"]}, "rank_pattern in adapter_config.json is ['q']"),
         ({"rank_pattern": {"(": 4}}, "'(', expected a regular expression"),
+        ({"rank_pattern": {"(([a-z]|[a-z_.0-9])+)+[A-Z]": 4}}, "takes longer than 0.2 s to match"),
         ({"alpha_pattern": {"q_proj": None}}, "alpha_pattern['q_proj'] in adapter_config.json is"),
         ({"alpha_pattern": {"q_proj": "16"}}, "is '16', expected a positive number"),
     ],

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from kserve_runtime.base_model import BaseModel, load_base_model
@@ -24,7 +25,7 @@ from kserve_runtime.row import Row
 from kserve_runtime.running_batch import PREFILL_TOKENS, RunningBatch
 from kserve_runtime.tokenizer import PromptTokenizer
 from kserve_runtime.transformers_engine import ADMITTED_TOKENS, TransformersEngine
-from peftjob.errors import ModelError
+from peftjob.errors import ModelError, SourceUnavailableError
 
 
 @pytest.fixture(scope="module")
@@ -232,3 +233,21 @@ def test_a_refused_adapter_leaves_the_others_as_they_were(
 
     assert list(engine.adapters()) == [small]
     assert texts(collect(engine, request(world, small))) == before
+
+
+@pytest.mark.parametrize(
+    "err", [torch.OutOfMemoryError("of 80 GiB 1 is free"), MemoryError(), OSError(5, "I/O error")]
+)
+def test_a_machine_that_is_full_is_not_the_adapters_fault(
+    world: Any, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, err: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise err
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunningBatch, "try_out", fail)
+        with pytest.raises(SourceUnavailableError, match="can't be tried out at the moment"):
+            engine.load_adapter("small", world.adapters["small"])
+    assert not engine.adapters()
+
+    engine.load_adapter("small", world.adapters["small"])

@@ -2,6 +2,7 @@
 
 # ruff: noqa: N806  (names of tensors end with their shape)
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -18,6 +19,7 @@ from kserve_runtime.lora_products import (
 )
 
 CPU = torch.device("cpu")
+NOT_COMPILED = "lora_kernel.c was not compiled at installation"
 RANKS = {"q": slice(0, 8), "v": slice(8, 12)}
 USES: dict[str, Uses] = {
     "one row each": [[(0, 1.0)], [(1, 1.0)], [(2, 1.0)]],
@@ -32,7 +34,7 @@ def products(request: pytest.FixtureRequest) -> Products:
     if request.param == "torch":
         return TorchProducts(CPU)
     if load_kernel() is None:
-        pytest.skip("lora_kernel.c was not compiled: there was no C compiler at installation")
+        pytest.skip(NOT_COMPILED)
     return NativeProducts()
 
 
@@ -82,14 +84,20 @@ def test_each_row_gets_the_updates_of_its_adapters_only(
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("out", [64, 70])
-def test_half_precision_is_rounded_once(products: Products, dtype: torch.dtype, out: int) -> None:
+@pytest.mark.parametrize("blend", [[1.0], [0.4, -1.5, 0.7]])
+def test_half_precision_is_rounded_once(
+    products: Products, dtype: torch.dtype, out: int, blend: list[float]
+) -> None:
     projections, a_NIS, b = make_stack(products, 32, out)
     x, base = torch.randn(2, 3, 32).to(dtype), torch.randn(2, 3, out).to(dtype)
-    plan = products.plan([[], [(1, 1.0)], []], rows=2)
+    uses = [[(1, strength)] for strength in blend] + [[]] * (3 - len(blend))
+    plan = products.plan(uses, rows=2)
 
     updated = products.bind(projections["q"])(plan, x, base.clone())
 
-    exact = base[1].float() + x[1].float() @ a_NIS[1, :, RANKS["q"]] @ b["q"][1]
+    exact = base[1].float()
+    for adapter, strength in enumerate(blend):
+        exact = exact + strength * (x[1].float() @ a_NIS[adapter, :, RANKS["q"]] @ b["q"][adapter])
     assert updated.dtype == dtype
     assert torch.equal(updated[0], base[0])
     # Where float32 itself ends up at the other side of a tie, one unit in the last place.
@@ -99,7 +107,7 @@ def test_half_precision_is_rounded_once(products: Products, dtype: torch.dtype, 
 
 def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
     if load_kernel() is None:
-        pytest.skip("lora_kernel.c was not compiled: there was no C compiler at installation")
+        pytest.skip(NOT_COMPILED)
     products = NativeProducts()
     projections, _, _ = make_stack(products, 256, 512)
     x, base = torch.randn(5, 1, 256), torch.randn(5, 1, 512)
@@ -115,3 +123,8 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
 
 def test_a_projection_that_no_row_changes_has_no_plan(products: Products) -> None:
     assert products.plan([[], [], []], rows=5) is None
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+def test_where_there_is_a_compiler_there_is_the_kernel() -> None:
+    assert load_kernel() is not None

@@ -250,7 +250,7 @@ def _make_parser() -> argparse.ArgumentParser:
         "--request_timeout_s",
         type=_between(1, 86_400),
         default=600,
-        help="seconds that an answer may take, the time in the queue included",
+        help="seconds that an answer may take, with the reading of its prompt and the queue",
     )
     parser.add_argument(
         "--max_queued",

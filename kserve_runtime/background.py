@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from kserve_runtime.errors import busy
+
 Result = TypeVar("Result")
 
 SHORT_BYTES = 20_000
@@ -44,12 +46,31 @@ class LongReads:
     Seconds of tokenising must hold up no other request, and leave the processors to the engine.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most: int) -> None:
+        """At most so many are read or wait for it."""
+        self._most = most
+        self._pending = 0
         self._one_at_a_time = asyncio.Semaphore(1)
 
-    async def read(self, read: Callable[[], Result], *, size_bytes: int) -> Result:
-        """What `read` returns, for a request of so many bytes."""
-        if size_bytes <= SHORT_BYTES:
-            return read()
-        async with self._one_at_a_time:
-            return await in_background(read)
+    async def read(self, read: Callable[[], Result]) -> Result:
+        """What `read` returns. Who no longer waits for its turn is never read.
+
+        Raises:
+            ApiError: 429, too many are waiting.
+        """
+        if self._pending >= self._most:
+            raise busy(f"{self._pending} long requests are read or wait for it already")
+        self._pending += 1
+        try:
+            await self._one_at_a_time.acquire()
+        except BaseException:
+            self._pending -= 1
+            raise
+        reading = asyncio.ensure_future(in_background(read))
+        reading.add_done_callback(self._end_turn)
+        # A thread can't be cut off: its turn lasts until it ends, whoever still waits for it.
+        return await asyncio.shield(reading)
+
+    def _end_turn(self, _: asyncio.Future[Any]) -> None:
+        self._pending -= 1
+        self._one_at_a_time.release()

@@ -84,9 +84,12 @@ def _noted_by_hub(folder: Path, path: Path) -> str | None:
 
 def _changed_since(path: Path, note: Path) -> bool:
     try:
-        return path.stat().st_mtime > note.stat().st_mtime + _CLOCK_S
+        file, noted = path.stat(), note.stat()
     except OSError:
         return True
+    # What is moved there, or copied with its times, has an old mtime. Nobody sets a ctime; a folder
+    # that was copied as a whole has new ones, and may not be known any more.
+    return file.st_ctime > noted.st_ctime + _CLOCK_S or file.st_mtime > noted.st_mtime + _CLOCK_S
 
 
 def _from_records(records: Any) -> Weights:

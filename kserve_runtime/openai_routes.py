@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 from uuid import uuid4
@@ -23,7 +24,7 @@ from kserve_runtime.answers import (
     usage,
     words,
 )
-from kserve_runtime.background import LongReads
+from kserve_runtime.background import SHORT_BYTES, LongReads
 from kserve_runtime.blends import Voice, resolve
 from kserve_runtime.catalogue import Catalogue, Model
 from kserve_runtime.engine import Chunk, Engine
@@ -57,14 +58,14 @@ class OpenAIRoutes:
         max_prompt_tokens: int | None = None,
         deadline_s: float,
     ) -> None:
-        """The limits are those of one request; `deadline_s` is for its whole answer, the time in
-        the queue included."""
+        """The limits are those of one request; `deadline_s` is for its whole answer, the reading of
+        its prompt and the time in the queue included."""
         self._engine = engine
         self._tokenizer = tokenizer
         self._catalogue = catalogue
         self._metrics = metrics
         self._deadline_s = deadline_s
-        self._reads = LongReads()
+        self._reads = LongReads(engine.capacity.batch_rows + engine.capacity.queue_rows)
         self._prompts = PromptReader(
             engine.capacity,
             tokenizer,
@@ -159,14 +160,23 @@ class OpenAIRoutes:
         return resolve(body.model, body.adapters, self._catalogue, slots=slots)
 
     async def _read(self, http: Request, read: Callable[[], Read]) -> Read:
-        return await self._reads.read(read, size_bytes=http.state.body_bytes)
+        """What `read` makes of the body, while the client is there and in time."""
+        if http.state.body_bytes <= SHORT_BYTES:
+            return read()
+
+        async def reading() -> AsyncGenerator[Read]:
+            yield await self._reads.read(read)
+
+        wanted = while_wanted(http, reading(), self._deadline_s, since=http.state.began)
+        async with aclosing(wanted):
+            return await anext(wanted)
 
     def _answer(
         self, http: Request, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int
     ) -> AsyncGenerator[tuple[int, Chunk]]:
         """The chunks of all answers, while the client is there and in time, and measured."""
         stream = merge([self._engine.generate(request) for request in requests])
-        stream = while_wanted(http, stream, self._deadline_s)
+        stream = while_wanted(http, stream, self._deadline_s, since=http.state.began)
         return self._metrics.measured(stream, voice.mix, prompt_tokens=prompt_tokens)
 
     def _card(self, model: Model) -> Json:

@@ -87,7 +87,10 @@ def to_api_error(err: Exception, request: Request) -> ApiError:
 
 
 async def read_body(http: Request, schema: type[Body], *, empty: bytes = b"") -> Body:
-    """The request's JSON, or `empty` where there is none; `http.state.body_bytes` is its length.
+    """The request's JSON, or `empty` where there is none.
+
+    `http.state.body_bytes` is its length, `http.state.began` when it was there, of the event loop's
+    clock.
 
     Raises:
         ApiError: 413 where it is too long, 400 with all that is wrong with it.
@@ -98,6 +101,7 @@ async def read_body(http: Request, schema: type[Body], *, empty: bytes = b"") ->
         if len(body) > MAX_BODY_BYTES:
             raise ApiError(413, f"The body has more than {MAX_BODY_BYTES} bytes")
     http.state.body_bytes = len(body)
+    http.state.began = asyncio.get_running_loop().time()
     try:
         # Pydantic's own reader also refuses what no tokenizer takes, such as half a surrogate pair.
         return schema.model_validate_json(bytes(body) or empty)

@@ -56,9 +56,10 @@ async def merge(sources: Sequence[AsyncGenerator[Item]]) -> AsyncGenerator[tuple
 
 
 async def while_wanted(
-    http: Request, source: AsyncGenerator[Item], seconds: float
+    http: Request, source: AsyncGenerator[Item], seconds: float, *, since: float
 ) -> AsyncGenerator[Item]:
-    """The items of `source`, all within `seconds`, while the client is there.
+    """The items of `source`, all within `seconds` after `since` of the event loop's clock, while
+    the client is there.
 
     Call after the request's body was read.
 
@@ -83,8 +84,11 @@ async def while_wanted(
     def gone(_: asyncio.Task[None]) -> None:
         end(ClientGoneError())
 
-    late = DeadlineError(f"the answer was not complete after {seconds:g} s; ask for fewer tokens")
-    deadline = loop.call_later(seconds, end, late)
+    late = DeadlineError(
+        f"the answer was not complete after {seconds:g} s; ask for fewer tokens, or shorten the "
+        "prompt"
+    )
+    deadline = loop.call_at(since + seconds, end, late)
     watch = asyncio.create_task(_wait_until_gone(http))
     watch.add_done_callback(gone)
     try:

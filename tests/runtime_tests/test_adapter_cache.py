@@ -41,12 +41,15 @@ def test_what_a_killed_server_has_left_goes_and_what_others_keep_there_stays(
 ) -> None:
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], cwd=ROOT, check=True)
     (left,) = tmp_path.iterdir()
-    (tmp_path / "mine").mkdir()
+    others = {tmp_path / "adapters-of-my-team", tmp_path / ".peftjob-adapters-of-mine"}
+    for other in others:
+        (other / "adapters" / "support").mkdir(parents=True)
 
     with adapter_cache(tmp_path) as folder:
-        assert set(tmp_path.iterdir()) == {folder, tmp_path / "mine"}
+        assert set(tmp_path.iterdir()) == {folder.parent, *others}
 
     assert not left.exists()
+    assert all((other / "adapters" / "support").is_dir() for other in others)
 
 
 def test_a_folder_that_can_not_be_made_is_told(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import threading
+from functools import partial
 from typing import NoReturn
 
 import pytest
 
-from kserve_runtime.background import SHORT_BYTES, LongReads, in_background
+from kserve_runtime.background import LongReads, in_background
+from kserve_runtime.errors import ApiError
 
 
 def test_what_work_in_the_background_raises_is_raised() -> None:
@@ -28,27 +30,34 @@ def test_work_that_never_ends_does_not_keep_the_loop_from_its_end() -> None:
     never.set()
 
 
-def test_a_short_request_is_read_while_long_ones_are_read_one_after_the_other() -> None:
+def test_whoever_no_longer_waits_is_not_read_and_a_read_that_nobody_waits_for_keeps_its_turn() -> (
+    None
+):
     begun: list[str] = []
     allowed = threading.Event()
 
     async def read_all() -> None:
-        reads = LongReads()
+        reads = LongReads(3)
 
         def long(name: str) -> None:
             begun.append(name)
             allowed.wait()
 
-        pending = [
-            asyncio.create_task(reads.read(lambda: long("first"), size_bytes=SHORT_BYTES + 1)),
-            asyncio.create_task(reads.read(lambda: long("second"), size_bytes=SHORT_BYTES + 1)),
-        ]
+        first, second, third = (
+            asyncio.create_task(reads.read(partial(long, name)))
+            for name in ("first", "second", "third")
+        )
         while not begun:
             await asyncio.sleep(0)
-        await reads.read(lambda: begun.append("short"), size_bytes=SHORT_BYTES)
+        with pytest.raises(ApiError, match="3 long requests are read or wait for it already; try"):
+            await reads.read(partial(long, "too many"))
+        for gone in (first, second):
+            gone.cancel()
+        await asyncio.wait([first, second])
+        assert begun == ["first"]
         allowed.set()
-        await asyncio.gather(*pending)
+        await third
 
     asyncio.run(read_all())
 
-    assert begun == ["first", "short", "second"]
+    assert begun == ["first", "third"]

@@ -73,6 +73,20 @@ def test_of_weights_that_were_changed_afterwards_nothing_is_known(fetched: Path)
     assert served_weights(fetched) == {}
 
 
+def test_of_weights_that_older_ones_were_moved_over_nothing_is_known(
+    fetched: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kserve_runtime.base_weights._CLOCK_S", 0)
+    note = fetched / ".peftjob-fetched.json"
+    older = shutil.copy(fetched / NAME, fetched / "older")
+    os.utime(older, (0, 0))
+    os.replace(older, fetched / NAME)
+    while (fetched / NAME).stat().st_ctime <= note.stat().st_ctime:
+        os.utime(fetched / NAME, (0, 0))  # the clock of a file system ticks every few milliseconds
+
+    assert served_weights(fetched) == {}
+
+
 def test_of_a_folder_that_somebody_put_there_nothing_is_known(world: Any) -> None:
     assert served_weights(world.base) == {}
 

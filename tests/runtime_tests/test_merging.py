@@ -117,12 +117,24 @@ def test_a_pickle_is_never_loaded(world: Any, tmp_path: Path) -> None:
         merge(plain(world.base), tmp_path)
 
 
+def test_an_adapter_without_a_config_is_refused(world: Any, tmp_path: Path) -> None:
+    save_file({}, tmp_path / "adapter_model.safetensors")
+
+    with pytest.raises(ModelError, match=r"can't read its adapter_config\.json: .*No such file"):
+        merge(plain(world.base), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}, "adds tokens to the prompt"),
+        (
+            {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4},
+            "can't be merged; those that can are .*IA3",
+        ),
+        ({"peft_type": ["LORA"]}, "can't be merged"),
+        ({"peft_type": "LORA", "megatron_config": {"a": 1}}, "remove megatron_config"),
         ({"peft_type": "LORA", "target_modules": ["nowhere"]}, "can't be merged .*nowhere"),
-        ({"peft_type": "magic"}, "can't be merged .*magic"),
+        ({"peft_type": "magic"}, "'magic' can't be merged"),
         ([1], "can't be merged"),
     ],
 )
@@ -136,6 +148,27 @@ def test_what_can_not_be_merged_is_refused_with_one_line(
         merge(plain(world.base), tmp_path)
 
     assert "\n" not in str(err.value)
+
+
+def test_an_adapter_that_names_others_has_none_of_them_loaded(
+    world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pickled = shutil.copytree(world.adapters["small"], tmp_path / "pickled")
+    tensors = load_file(pickled / "adapter_model.safetensors")
+    torch.save(tensors, pickled / "adapter_model.bin")
+    (pickled / "adapter_model.safetensors").unlink()
+    config = {"peft_type": "XLORA", "hidden_size": 64, "adapters": {"0": str(pickled)}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    save_file({}, tmp_path / "adapter_model.safetensors")
+    loaded: list[Any] = []
+    monkeypatch.setattr(torch, "load", lambda file, **_: loaded.append(file) or tensors)
+    module = plain(world.base)
+    module.config.use_cache = False
+
+    with pytest.raises(ModelError, match="type 'XLORA' can't be merged"):
+        merge(module, tmp_path)
+
+    assert loaded == []
 
 
 @pytest.mark.parametrize(

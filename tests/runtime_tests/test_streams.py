@@ -93,7 +93,8 @@ def test_the_deadline_ends_an_answer_whose_client_does_not_read() -> None:
                 await asyncio.Event().wait()
 
         silent: Any = Silent()
-        stream = while_wanted(silent, answer(), 0.01)
+        now = asyncio.get_running_loop().time()
+        stream = while_wanted(silent, answer(), 0.01, since=now)
         first = await anext(stream)
         await closed.wait()  # before anybody asks for more
         with pytest.raises(DeadlineError):

@@ -15,7 +15,7 @@ S the ranks of projections that share an input, side by side.
 
 # ruff: noqa: N803, N806  (names of tensors end with their shape)
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,6 @@ class LoraMixer:
         """The residents, the least recently used first."""
         self._groups: dict[tuple[str, ...], _Group] = {}
         """By the paths of the projections that the residents change."""
-        self._changed: dict[str, _Group] = {}
-        """By the path of each."""
         self._plain: dict[str, Any] = {}
         """By the path of each, the forward that its module had."""
         self._selected: Sequence[RowMix] = ()
@@ -149,10 +147,10 @@ class LoraMixer:
                 changed.update(dict.fromkeys(paths, groups[paths]))
         for path in self._plain.keys() - changed.keys():
             self._modules[path].forward = self._plain.pop(path)
-        for path in changed.keys() - self._plain.keys():
-            self._plain[path] = self._modules[path].forward
-            self._modules[path].forward = self._make_forward(path)
-        self._groups, self._changed = groups, changed
+        for path, group in changed.items():
+            plain = self._plain.setdefault(path, self._modules[path].forward)
+            self._modules[path].forward = self._make_forward(path, plain, group)
+        self._groups = groups
         self._residents = tuple(residents)
         self._recency.update(dict.fromkeys(a for a in residents if a not in self._recency))
 
@@ -215,13 +213,12 @@ class LoraMixer:
                 b_1RO[0, : pair.rank] = pair.b.T
             projection.b[at] = self._products.lay_out(b_1RO)[0]
 
-    def _make_forward(self, path: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    def _make_forward(self, path: str, plain: Any, group: _Group) -> Any:
         # In place of the module's own: a hook costs more, for each projection and token.
-        plain = self._plain[path]
+        update = group.updates[path]
 
         def forward(x_BTI: torch.Tensor) -> torch.Tensor:
             out: torch.Tensor = plain(x_BTI)
-            group = self._changed[path]
             plan = group.use.plan
             if plan is None:
                 return out
@@ -229,7 +226,7 @@ class LoraMixer:
                 # Rows are told apart by the first dimension; here they are mixed (an expert of a
                 # mixture takes tokens of many rows), and rows of other requests would be changed.
                 raise ValueError(f"{path} does not take (row, token, feature) inputs")
-            return group.updates[path](plan, x_BTI, out)
+            return update(plan, x_BTI, out)
 
         return forward
 

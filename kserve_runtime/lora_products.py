@@ -38,6 +38,8 @@ class Stack:
     x_BTI: torch.Tensor | None = None
     """The input that `hidden` was made of, until the last projection has taken it."""
     hidden: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    plan: Any = None
+    """The plan that `hidden` has the shape for."""
 
 
 @dataclass(slots=True, eq=False)
@@ -222,6 +224,7 @@ class NativeProducts:
 
         # Decoding comes here for each projection and token: no call that isn't needed.
         def update(plan: _Plan, x_BTI: torch.Tensor, out_BTO: torch.Tensor) -> torch.Tensor:
+            tokens = x_BTI.shape[1]
             if stack.x_BTI is x_BTI:
                 x = None
                 hidden_UTS = stack.hidden
@@ -230,9 +233,12 @@ class NativeProducts:
             else:
                 wide_x = (x_BTI if x_BTI.dtype is floats else x_BTI.to(floats)).contiguous()
                 x = wide_x.data_ptr()
-                hidden_UTS = empty(plan.count, x_BTI.shape[1], ranks)
+                hidden_UTS = stack.hidden
+                if stack.plan is not plan or hidden_UTS.shape[1] != tokens:
+                    hidden_UTS = stack.hidden = empty(plan.count, tokens, ranks)
+                    stack.plan = plan
                 if not last:
-                    stack.x_BTI, stack.hidden = x_BTI, hidden_UTS
+                    stack.x_BTI = x_BTI
             dtype = out_BTO.dtype
             # A blend is added up in float32, and rounded once.
             known = dtype is floats or (dtype is halves and plan.once)
@@ -240,7 +246,7 @@ class NativeProducts:
             kernel(
                 plan.uses,
                 pointer,
-                x_BTI.shape[1],
+                tokens,
                 x,
                 hidden_UTS.data_ptr(),
                 out.data_ptr(),

@@ -5,8 +5,9 @@
  * use, and multiplied with up to ROWS rows at a time in registers. A row's numbers are summed in
  * the same order whatever else is in the batch.
  *
- * Vectors are GCC's generic ones: the compiler makes them AVX-512, AVX, SSE or NEON, and on x86
- * the loader picks the clone that the processor can run.
+ * Vectors are GCC's generic ones, of the width of AVX-512. In narrower registers the compiler makes
+ * this several times slower than torch's products: lora_products.py loads it only where they are
+ * that wide.
  */
 #include <omp.h>
 #include <stdint.h>
@@ -28,10 +29,9 @@ typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_a
 
 #define INLINE static inline __attribute__((always_inline))
 #if defined(__x86_64__)
-/* What GCC has known since version 6, and tells by the processor's features, not by its name. */
-#define CLONED __attribute__((noinline, target_clones("avx512f", "fma", "default")))
+#define AVX512 __attribute__((noinline, target("avx512f")))
 #else
-#define CLONED __attribute__((noinline))
+#define AVX512 __attribute__((noinline))
 #endif
 
 /* Adapter n is used by the rows row[begin[n]] to row[begin[n + 1] - 1] of the batch, with these
@@ -92,7 +92,7 @@ INLINE void shrink_rows(const float *const *x, int64_t in, const float *a, int64
 }
 
 /* The vectors from `first` to before `end`, all of one adapter; `columns` of its ranks. */
-CLONED static void shrink(const Uses *uses, const float *x, int64_t tokens, int64_t in,
+AVX512 static void shrink(const Uses *uses, const float *x, int64_t tokens, int64_t in,
                           const float *a, int64_t stride, float *hidden, int64_t columns,
                           int64_t first, int64_t end) {
     for (int64_t v = first; v < end; v += ROWS) {
@@ -227,7 +227,7 @@ INLINE void expand_columns(const Uses *uses, int64_t n, const Projection *p, con
 }
 
 /* The tiles from `first` to before `end`, of all rows. */
-CLONED static void expand(const Uses *uses, const Projection *p, const float *hidden,
+AVX512 static void expand(const Uses *uses, const Projection *p, const float *hidden,
                           int64_t tokens, void *out, int bfloat16, int64_t first, int64_t end) {
     int64_t tiles = (p->out + COLUMNS - 1) / COLUMNS;
     for (int64_t n = 0; n < uses->adapters; n++)

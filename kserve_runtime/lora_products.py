@@ -1,8 +1,9 @@
 """The two products of LoRA for a batch whose rows have different adapters.
 
 First hidden = strength · (x · A), of each row with each adapter that it uses; then hidden · B is
-added to the rows. NativeProducts runs lora_kernel.c on the CPU, where decoding takes as long
-as the matrices take to be read; TorchProducts is for GPUs, and for where that isn't compiled.
+added to the rows. NativeProducts runs lora_kernel.c on a CPU with AVX-512, where decoding takes as
+long as the matrices take to be read; TorchProducts is for GPUs, other CPUs, and where that isn't
+compiled.
 Legend: B rows of the batch, T tokens, I and O features in and out, N adapters, K rows of each of
 them, U uses of an adapter by a row, R the rank, S the ranks of projections that share an input,
 side by side, C columns of a tile.
@@ -272,12 +273,17 @@ def _point_to(projection: Projection) -> Any:
     return ctypes.pointer(native)
 
 
+def is_wide() -> bool:
+    """Whether the processor has the registers that lora_kernel.c is for."""
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
 @cache
 def load_kernel() -> ctypes.CDLL | None:
-    """lora_kernel.c as it was compiled at installation; None where no C compiler could, or its
-    OpenMP isn't here."""
+    """lora_kernel.c as it was compiled at installation; None where no C compiler could, its OpenMP
+    isn't here, or the processor isn't one that it is for."""
     spec = importlib.util.find_spec("kserve_runtime._lora_kernel")
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not is_wide():
         return None
     try:
         # After torch: both use the libgomp, and the threads, that torch brought.

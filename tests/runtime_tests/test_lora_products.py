@@ -15,11 +15,13 @@ from kserve_runtime.lora_products import (
     Stack,
     TorchProducts,
     Uses,
+    choose_products,
+    is_wide,
     load_kernel,
 )
 
 CPU = torch.device("cpu")
-NOT_COMPILED = "lora_kernel.c was not compiled at installation"
+NOT_COMPILED = "lora_kernel.c was not compiled at installation, or is not for this processor"
 RANKS = {"q": slice(0, 8), "v": slice(8, 12)}
 USES: dict[str, Uses] = {
     "one row each": [[(0, 1.0)], [(1, 1.0)], [(2, 1.0)]],
@@ -125,6 +127,18 @@ def test_a_projection_that_no_row_changes_has_no_plan(products: Products) -> Non
     assert products.plan([[], [], []], rows=5) is None
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None, reason="there is no gcc")
+@pytest.mark.skipif(shutil.which("gcc") is None or not is_wide(), reason="no gcc, or no AVX-512")
 def test_where_there_is_a_compiler_there_is_the_kernel() -> None:
     assert load_kernel() is not None
+
+
+def test_a_processor_with_narrow_registers_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    load_kernel.cache_clear()
+
+    products = choose_products(CPU)
+
+    load_kernel.cache_clear()
+    assert isinstance(products, TorchProducts)

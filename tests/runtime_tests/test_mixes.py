@@ -103,7 +103,7 @@ def start_engine(
     if request.param == "torch":
         monkeypatch.setattr(lora_products, "load_kernel", lambda: None)
     elif lora_products.load_kernel() is None:
-        pytest.skip("lora_kernel.c was not compiled at installation")
+        pytest.skip("lora_kernel.c was not compiled, or is not for this processor")
     engines = []
 
     def start(**options: Any) -> TransformersEngine:

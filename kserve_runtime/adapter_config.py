@@ -13,6 +13,7 @@ from typing import Any
 import regex
 
 from peftjob.errors import ModelError
+from peftjob.oci.compatibility import BASE_CHANGING_INITS, UNMIXABLE
 
 CONFIG_FILE = "adapter_config.json"
 
@@ -21,20 +22,6 @@ MAX_NUMBER = 10**12
 MATCH_S = 0.2
 """For a pattern and a module. They come with the adapter, and while one that backtracks is matched
 nothing else runs."""
-
-_UNMIXABLE = {
-    "use_dora": "DoRA rescales whole columns of the base weights",
-    "modules_to_save": "it replaces whole modules of the base model",
-    "trainable_token_indices": "it replaces rows of the embeddings",
-    "layer_replication": "it changes the base model's layers",
-    "lora_bias": "it adds biases",
-    "target_parameters": "it changes parameters that belong to no projection",
-    "alora_invocation_tokens": "it is active in a part of the text only",
-    "use_qalora": "it pools the inputs",
-    "arrow_config": "it routes between adapters",
-}
-_BASE_CHANGING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
-"""Initialisations that subtract from the base weights; without that change the adapter is wrong."""
 
 _Patterns = tuple[tuple[regex.Pattern[str], Any], ...]
 
@@ -119,13 +106,13 @@ def _read_object(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _why_unmixable(config: Mapping[str, Any]) -> str | None:
-    for field, reason in _UNMIXABLE.items():
+    for field, reason in UNMIXABLE.items():
         if config.get(field):
             return f"{field} is set ({reason})"
     if config.get("bias", "none") != "none":
         return f"bias is {config['bias']!r} (it changes the base model's biases)"
     init = config.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_BASE_CHANGING_INITS):
+    if isinstance(init, str) and init.lower().startswith(BASE_CHANGING_INITS):
         return f"init_lora_weights is {init!r} (it changes the base weights)"
     return None
 

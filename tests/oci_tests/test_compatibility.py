@@ -1,10 +1,13 @@
 """Which servers load an adapter; the runtime's own rules are held against its code."""
 
+import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from peftjob.errors import ModelError
 from peftjob.oci.compatibility import BASE_CHANGING_INITS, UNMIXABLE, check, rank_of
 
 CONFIG: dict[str, Any] = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "bias": "none"}
@@ -88,8 +91,17 @@ def test_matrices_that_do_not_go_together_are_named(
     assert all(re.search(reason, text) for text in found.values())
 
 
-def test_the_runtime_refuses_what_is_said_here() -> None:
-    files = pytest.importorskip("kserve_runtime.adapter_config")
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({name: True} for name in UNMIXABLE),
+        *({"init_lora_weights": n} for n in BASE_CHANGING_INITS),
+    ],
+    ids=str,
+)
+def test_the_runtime_refuses_what_is_said_here(fields: dict[str, Any], tmp_path: Path) -> None:
+    runtime = pytest.importorskip("kserve_runtime.adapter_config")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**CONFIG, **fields}))
 
-    assert dict(files._UNMIXABLE) == UNMIXABLE
-    assert tuple(files._BASE_CHANGING_INITS) == BASE_CHANGING_INITS
+    with pytest.raises(ModelError, match="can't be served beside others"):
+        runtime.read_config("a", tmp_path)

@@ -4,12 +4,13 @@ import json
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kubeflow.training import TrainingClient as StockClient
-from kubernetes.client import Configuration
+from kubernetes.client import ApiException, Configuration
 
 from peftjob import LocalCluster, TrainingClient
 from tests.until import until
@@ -62,9 +63,20 @@ class Cluster:
                 "items"
             ]:
                 name = item["metadata"]["name"]
-                api.delete_namespaced_custom_object(group, version, "default", plural, name)
+                # What a deleted job owned goes with it, perhaps between the list and this call.
+                with suppress_not_found():
+                    api.delete_namespaced_custom_object(group, version, "default", plural, name)
         root = str(self.local.root)
         until(lambda: not [args for _, args in processes() if root in args], timeout_s=40)
+
+
+@contextmanager
+def suppress_not_found() -> Iterator[None]:
+    try:
+        yield
+    except ApiException as error:
+        if error.status != 404:
+            raise
 
 
 def processes() -> list[tuple[int, str]]:

@@ -28,11 +28,11 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_call_goes_on(cluster
 def test_a_job_that_may_not_restart_fails_honestly_after_a_killed_supervisor(
     cluster: Cluster,
 ) -> None:
-    cluster.create("once", "sleep 100", policy="Never")
+    cluster.create("once", "sleep 3456", policy="Never")
     cluster.wait("once", "Running")
     cluster.kill_supervisor("once")
     cluster.wait("once", "Failed")
-    assert not [args for _, args in processes() if args.startswith("sleep 100")]
+    assert not [args for _, args in processes() if args.startswith("sleep 3456")]
 
 
 def test_work_that_comes_while_a_supervisor_exits_is_done_without_another_call(

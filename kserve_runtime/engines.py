@@ -84,7 +84,7 @@ def _start_transformers(
     import torch
 
     from kserve_runtime.base_model import load_base_model
-    from kserve_runtime.lora_products import is_wide, load_kernel
+    from kserve_runtime.lora_products import load_kernel, register_bits
     from kserve_runtime.transformers_engine import TransformersEngine
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -104,7 +104,8 @@ def _start_transformers(
         prefix_bytes=settings.prefix_bytes,
     )
     how = f"{str(base.module.dtype).removeprefix('torch.')} on {base.device}"
-    if base.device.type == "cpu" and is_wide() and load_kernel() is None:
+    bits = register_bits()
+    if base.device.type == "cpu" and bits and load_kernel(bits) is None:
         how += ", adapters slower than need be (lora_kernel.c was not compiled at installation)"
     return engine, how
 

@@ -5,20 +5,22 @@
  * use, and multiplied with up to ROWS rows at a time in registers. A row's numbers are summed in
  * the same order whatever else is in the batch.
  *
- * Vectors are GCC's generic ones, of the width of AVX-512. In narrower registers the compiler makes
- * this several times slower than torch's products: lora_products.py loads it only where they are
- * that wide.
+ * It is compiled for registers of 512, 256 and 128 bits (BITS, pyproject.toml), with GCC's generic
+ * vectors. For registers narrower than the vectors the compiler makes this several times slower
+ * than torch's products: lora_products.py loads what the processor has, or nothing.
  */
 #include <omp.h>
 #include <stdint.h>
 #include <string.h>
 
 enum {
-    LANES = 16,  /* floats of a vector */
+    LANES = BITS / 32, /* floats of a vector */
     WIDE = 4,    /* vectors of a tile */
     COLUMNS = WIDE * LANES, /* columns of a tile of B, which lie together in memory */
-    ROWS = 4,    /* rows of a tile; ROWS * WIDE sums fit into AVX-512's 32 registers */
-    CHUNK = 32,  /* rows that a thread takes at a time in shrink */
+    MOST_ROWS = 4,
+    ROWS = BITS == 256 ? 3 : MOST_ROWS, /* rows of a tile; its sums fit into AVX's 16 registers, or
+                                           into the 32 of AVX-512 and NEON */
+    CHUNK = 24,  /* rows that a thread takes at a time in shrink: whole tiles */
     AHEAD = 1536, /* floats that are asked for in advance */
     SMALL = 1 << 15, /* multiplications below which a second thread does not pay */
 };
@@ -28,11 +30,7 @@ typedef uint32_t words __attribute__((vector_size(4 * LANES), aligned(4), may_al
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
-#if defined(__x86_64__)
-#define AVX512 __attribute__((noinline, target("avx512f")))
-#else
-#define AVX512 __attribute__((noinline))
-#endif
+#define NOINLINE static __attribute__((noinline))
 
 /* Adapter n is used by the rows row[begin[n]] to row[begin[n + 1] - 1] of the batch, with these
  * strengths. A row of T tokens has T vectors. */
@@ -63,7 +61,7 @@ static int threads_for(const Uses *uses, int64_t tokens, int64_t multiplications
 
 INLINE void shrink_tile(const float *const *x, int64_t in, const float *a, int64_t stride,
                         const float *strength, float *hidden, int rows, int wide) {
-    vec sums[ROWS][WIDE];
+    vec sums[MOST_ROWS][WIDE];
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < wide; w++) sums[r][w] = (vec){0};
     for (int64_t i = 0; i < in; i++, a += stride) {
@@ -92,12 +90,12 @@ INLINE void shrink_rows(const float *const *x, int64_t in, const float *a, int64
 }
 
 /* The vectors from `first` to before `end`, all of one adapter; `columns` of its ranks. */
-AVX512 static void shrink(const Uses *uses, const float *x, int64_t tokens, int64_t in,
-                          const float *a, int64_t stride, float *hidden, int64_t columns,
-                          int64_t first, int64_t end) {
+NOINLINE void shrink(const Uses *uses, const float *x, int64_t tokens, int64_t in,
+                     const float *a, int64_t stride, float *hidden, int64_t columns,
+                     int64_t first, int64_t end) {
     for (int64_t v = first; v < end; v += ROWS) {
-        const float *xs[ROWS];
-        float strength[ROWS];
+        const float *xs[MOST_ROWS];
+        float strength[MOST_ROWS];
         int rows = end - v < ROWS ? (int)(end - v) : ROWS;
         for (int r = 0; r < rows; r++) {
             int64_t use = (v + r) / tokens, token = (v + r) % tokens;
@@ -157,7 +155,7 @@ INLINE void store(void *out, int64_t at, const vec *floats, int bfloat16) {
 
 INLINE void expand_tile(const float *const *hidden, int64_t rank, const float *b, void *out,
                         const int64_t *at, int rows, int wide, int bfloat16) {
-    vec sums[ROWS][WIDE];
+    vec sums[MOST_ROWS][WIDE];
     for (int r = 0; r < rows; r++)
         for (int w = 0; w < wide; w++) load(&sums[r][w], out, at[r] + w * LANES, bfloat16);
     for (int64_t k = 0; k < rank; k++, b += COLUMNS) {
@@ -209,8 +207,8 @@ INLINE void expand_columns(const Uses *uses, int64_t n, const Projection *p, con
     int64_t columns = p->out - first < COLUMNS ? p->out - first : COLUMNS;
     int64_t end = uses->begin[n + 1] * tokens;
     for (int64_t v = uses->begin[n] * tokens; v < end; v += ROWS) {
-        const float *hs[ROWS];
-        int64_t at[ROWS];
+        const float *hs[MOST_ROWS];
+        int64_t at[MOST_ROWS];
         int rows = end - v < ROWS ? (int)(end - v) : ROWS;
         for (int r = 0; r < rows; r++) {
             int64_t use = (v + r) / tokens, token = (v + r) % tokens;
@@ -227,8 +225,8 @@ INLINE void expand_columns(const Uses *uses, int64_t n, const Projection *p, con
 }
 
 /* The tiles from `first` to before `end`, of all rows. */
-AVX512 static void expand(const Uses *uses, const Projection *p, const float *hidden,
-                          int64_t tokens, void *out, int bfloat16, int64_t first, int64_t end) {
+NOINLINE void expand(const Uses *uses, const Projection *p, const float *hidden,
+                     int64_t tokens, void *out, int bfloat16, int64_t first, int64_t end) {
     int64_t tiles = (p->out + COLUMNS - 1) / COLUMNS;
     for (int64_t n = 0; n < uses->adapters; n++)
         for (int64_t t = first; t < end; t++) {

@@ -1,9 +1,9 @@
 """The two products of LoRA for a batch whose rows have different adapters.
 
 First hidden = strength · (x · A), of each row with each adapter that it uses; then hidden · B is
-added to the rows. NativeProducts runs lora_kernel.c on a CPU with AVX-512, where decoding takes as
-long as the matrices take to be read; TorchProducts is for GPUs, other CPUs, and where that isn't
-compiled.
+added to the rows. NativeProducts runs lora_kernel.c on a CPU with AVX-512, AVX2 or NEON, where
+decoding takes as long as the matrices take to be read; TorchProducts is for GPUs, other CPUs, and
+where that isn't compiled.
 Legend: B rows of the batch, T tokens, I and O features in and out, N adapters, K rows of each of
 them, U uses of an adapter by a row, R the rank, S the ranks of projections that share an input,
 side by side, C columns of a tile.
@@ -13,6 +13,7 @@ side by side, C columns of a tile.
 
 import ctypes
 import importlib.util
+import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -27,8 +28,6 @@ Uses = Sequence[Sequence[tuple[int, float]]]
 
 RANKS = 16
 """S is a multiple of it."""
-COLUMNS = 64
-"""Of a tile of B; lora_kernel.c has the same."""
 
 
 @dataclass(slots=True, eq=False)
@@ -77,8 +76,9 @@ class Products(Protocol):
 
 def choose_products(device: torch.device) -> Products:
     """The fastest there are for stacks on `device`."""
-    if device.type == "cpu" and load_kernel():
-        return NativeProducts()
+    bits = register_bits()
+    if device.type == "cpu" and load_kernel(bits):
+        return NativeProducts(bits)
     return TorchProducts(device)
 
 
@@ -195,11 +195,18 @@ class _Plan:
 class NativeProducts:
     """lora_kernel.c. hidden is (U, T, S); B is laid out in tiles, (N, O / C, R, C)."""
 
-    def __init__(self) -> None:
-        kernel = load_kernel()
+    def __init__(self, bits: int) -> None:
+        """Of the registers that it uses.
+
+        Raises:
+            RuntimeError: no kernel for those; see choose_products.
+        """
+        kernel = load_kernel(bits)
         if kernel is None:
-            raise RuntimeError("lora_kernel.c can't be loaded; see choose_products")
+            raise RuntimeError(f"lora_kernel.c for registers of {bits} bits can't be loaded")
         self._kernel = kernel.peftjob_update
+        self._columns = 4 * bits // 32
+        """C, as lora_kernel.c has it."""
 
     def plan(self, uses: Uses, rows: int) -> _Plan | None:
         flat = [pair for pairs in uses for pair in pairs]
@@ -214,8 +221,8 @@ class NativeProducts:
 
     def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
         count, rank, _ = b_NRO.shape
-        padded = nn.functional.pad(b_NRO, (0, -b_NRO.shape[2] % COLUMNS))
-        return padded.view(count, rank, -1, COLUMNS).transpose(1, 2).contiguous()
+        padded = nn.functional.pad(b_NRO, (0, -b_NRO.shape[2] % self._columns))
+        return padded.view(count, rank, -1, self._columns).transpose(1, 2).contiguous()
 
     def bind(self, projection: Projection) -> Update:
         stack, last, pointer = projection.stack, projection.last, _point_to(projection)
@@ -273,17 +280,19 @@ def _point_to(projection: Projection) -> Any:
     return ctypes.pointer(native)
 
 
-def is_wide() -> bool:
-    """Whether the processor has the registers that lora_kernel.c is for."""
-    return torch.backends.cpu.get_cpu_capability() == "AVX512"
+def register_bits() -> int:
+    """Of the processor's vector registers, where lora_kernel.c is for them; else 0."""
+    if platform.machine() in ("aarch64", "arm64"):
+        return 128
+    return {"AVX512": 512, "AVX2": 256}.get(torch.backends.cpu.get_cpu_capability(), 0)
 
 
 @cache
-def load_kernel() -> ctypes.CDLL | None:
-    """lora_kernel.c as it was compiled at installation; None where no C compiler could, its OpenMP
-    isn't here, or the processor isn't one that it is for."""
-    spec = importlib.util.find_spec("kserve_runtime._lora_kernel")
-    if spec is None or spec.origin is None or not is_wide():
+def load_kernel(bits: int) -> ctypes.CDLL | None:
+    """lora_kernel.c as it was compiled at installation for registers of so many bits; None where no
+    C compiler could, or its OpenMP isn't here."""
+    spec = importlib.util.find_spec(f"kserve_runtime._lora_kernel_{bits}")
+    if spec is None or spec.origin is None:
         return None
     try:
         # After torch: both use the libgomp, and the threads, that torch brought.

@@ -28,8 +28,8 @@ def modules(package: str) -> list[str]:
     module = importlib.import_module(package)
     inside = pkgutil.walk_packages(module.__path__, f"{package}.")
     # The kernel is loaded by ctypes, and no module of Python's.
-    left_out = ("__main__", "_lora_kernel")
-    return [name for _, name, _ in inside if not name.endswith(left_out)]
+    names = (name for _, name, _ in inside)
+    return [name for name in names if not name.endswith("__main__") and "_lora_kernel" not in name]
 
 
 if __name__ == "__main__":

@@ -96,14 +96,17 @@ def base(world: Any) -> BaseModel:
     return replace(load_base_model(world.base, dtype="float32"), eos_token_ids=frozenset())
 
 
-@pytest.fixture(params=["compiled", "torch"])
+@pytest.fixture(params=[512, 256, 128, 0], ids=["512", "256", "128", "torch"])
 def start_engine(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, base: BaseModel
 ) -> Iterator[Callable[..., TransformersEngine]]:
-    if request.param == "torch":
-        monkeypatch.setattr(lora_products, "load_kernel", lambda: None)
-    elif lora_products.load_kernel() is None:
-        pytest.skip("lora_kernel.c was not compiled, or is not for this processor")
+    bits = request.param
+    # Every processor has registers of 128 bits, NEON's or SSE's.
+    if bits > max(lora_products.register_bits(), 128):
+        pytest.skip(f"this processor has no registers of {bits} bits")
+    if bits and lora_products.load_kernel(bits) is None:
+        pytest.skip("lora_kernel.c was not compiled")
+    monkeypatch.setattr(lora_products, "register_bits", lambda: bits)
     engines = []
 
     def start(**options: Any) -> TransformersEngine:

@@ -16,12 +16,11 @@ from kserve_runtime.lora_products import (
     TorchProducts,
     Uses,
     choose_products,
-    is_wide,
     load_kernel,
+    register_bits,
 )
 
 CPU = torch.device("cpu")
-NOT_COMPILED = "lora_kernel.c was not compiled at installation, or is not for this processor"
 RANKS = {"q": slice(0, 8), "v": slice(8, 12)}
 USES: dict[str, Uses] = {
     "one row each": [[(0, 1.0)], [(1, 1.0)], [(2, 1.0)]],
@@ -31,13 +30,18 @@ USES: dict[str, Uses] = {
 }
 
 
-@pytest.fixture(params=["compiled", "torch"])
+def compiled(bits: int) -> NativeProducts:
+    # Every processor has registers of 128 bits, NEON's or SSE's.
+    if bits > max(register_bits(), 128):
+        pytest.skip(f"this processor has no registers of {bits} bits")
+    if load_kernel(bits) is None:
+        pytest.skip("lora_kernel.c was not compiled at installation")
+    return NativeProducts(bits)
+
+
+@pytest.fixture(params=[512, 256, 128, 0], ids=["512", "256", "128", "torch"])
 def products(request: pytest.FixtureRequest) -> Products:
-    if request.param == "torch":
-        return TorchProducts(CPU)
-    if load_kernel() is None:
-        pytest.skip(NOT_COMPILED)
-    return NativeProducts()
+    return compiled(request.param) if request.param else TorchProducts(CPU)
 
 
 @pytest.fixture(params=[1, 2])
@@ -107,10 +111,9 @@ def test_half_precision_is_rounded_once(
     assert (updated[1] == exact.to(dtype)).float().mean() > 0.98
 
 
-def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
-    if load_kernel() is None:
-        pytest.skip(NOT_COMPILED)
-    products = NativeProducts()
+@pytest.mark.parametrize("bits", [512, 256, 128])
+def test_a_row_has_the_same_bits_whatever_is_beside_it(bits: int) -> None:
+    products = compiled(bits)
     projections, _, _ = make_stack(products, 256, 512)
     x, base = torch.randn(5, 1, 256), torch.randn(5, 1, 512)
     together = products.plan([[(0, 1.0), (2, 1.0), (4, 1.0)], [(1, 1.0)], []], rows=5)
@@ -127,18 +130,26 @@ def test_a_projection_that_no_row_changes_has_no_plan(products: Products) -> Non
     assert products.plan([[], [], []], rows=5) is None
 
 
-@pytest.mark.skipif(shutil.which("gcc") is None or not is_wide(), reason="no gcc, or no AVX-512")
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc")
 def test_where_there_is_a_compiler_there_is_the_kernel() -> None:
-    assert load_kernel() is not None
+    bits = register_bits()
+    assert load_kernel(bits) is not None or not bits
 
 
-def test_a_processor_with_narrow_registers_is_left_to_torch(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("machine", "capability", "bits"),
+    [
+        ("x86_64", "AVX512", 512),
+        ("x86_64", "AVX2", 256),
+        ("aarch64", "DEFAULT", 128),
+        ("x86_64", "DEFAULT", 0),
+        ("s390x", "ZVECTOR", 0),
+    ],
+)
+def test_the_kernel_is_the_one_for_the_processors_registers(
+    machine: str, capability: str, bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    load_kernel.cache_clear()
-
-    products = choose_products(CPU)
-
-    load_kernel.cache_clear()
-    assert isinstance(products, TorchProducts)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert register_bits() == bits
+    assert isinstance(choose_products(CPU), TorchProducts) == (load_kernel(bits) is None)

@@ -96,17 +96,14 @@ def base(world: Any) -> BaseModel:
     return replace(load_base_model(world.base, dtype="float32"), eos_token_ids=frozenset())
 
 
-@pytest.fixture(params=[512, 256, 128, 0], ids=["512", "256", "128", "torch"])
+@pytest.fixture(params=["compiled", "torch"])
 def start_engine(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, base: BaseModel
 ) -> Iterator[Callable[..., TransformersEngine]]:
-    bits = request.param
-    # Every processor has registers of 128 bits, NEON's or SSE's.
-    if bits > max(lora_products.register_bits(), 128):
-        pytest.skip(f"this processor has no registers of {bits} bits")
-    if bits and lora_products.load_kernel(bits) is None:
-        pytest.skip("lora_kernel.c was not compiled")
-    monkeypatch.setattr(lora_products, "register_bits", lambda: bits)
+    if request.param == "torch":
+        monkeypatch.setattr(lora_products, "register_bits", lambda: 0)
+    elif lora_products.load_kernel(lora_products.register_bits()) is None:
+        pytest.skip("lora_kernel.c was not compiled, or is not for this processor")
     engines = []
 
     def start(**options: Any) -> TransformersEngine:
@@ -164,6 +161,28 @@ def test_every_mix_in_one_batch_equals_peft_alone(
     assert asyncio.run(answer_all()) == [peft.generate(*job) for job in jobs]
 
 
+def test_different_mixes_step_together(
+    start_engine: Callable[..., TransformersEngine], base: BaseModel, folders: dict[str, Path]
+) -> None:
+    engine = start_engine()
+    loaded = {name: engine.load_adapter(name, folder) for name, folder in folders.items()}
+    mixes = [shares(loaded, mix) for mix in ({}, {"small": 1.0}, {"small": 0.5, "wide": 1.0})]
+    rows: list[int] = []
+    watch = base.module.register_forward_pre_hook(
+        lambda _, __, inputs: rows.append(len(inputs["input_ids"])), with_kwargs=True
+    )
+
+    async def answer_all() -> None:
+        await asyncio.gather(*(answer(engine, prompt(5), mix, 200) for mix in mixes))
+
+    asyncio.run(answer_all())
+    watch.remove()
+
+    # A pass for each prompt, and then one for each step, whatever is in it.
+    assert rows.count(3) > 100
+    assert len(rows) < 300
+
+
 @pytest.mark.parametrize("mix", [{"small": 0.7, "wide": 0.3}, {"small": -1.0, "wide": 2.5}])
 def test_a_blend_equals_pefts_concatenation(
     world: Any,
@@ -202,6 +221,18 @@ def test_adapters_beyond_the_slots_take_turns(
     assert asyncio.run(answer_all()) == [peft.generate(*job) for job in jobs]
     assert most == 2
     assert engine.usage().page_ins > len(loaded)
+
+
+def test_the_least_recently_used_adapter_makes_room(
+    start_engine: Callable[..., TransformersEngine], folders: dict[str, Path]
+) -> None:
+    engine = start_engine(adapter_slots=2)
+    loaded = {name: engine.load_adapter(name, folder) for name, folder in folders.items()}
+
+    for name in ("small", "large", "small", "wide"):
+        asyncio.run(answer(engine, prompt(4), [Share(loaded[name])], 3))
+
+    assert {adapter.name for adapter in engine.usage().in_slots} == {"small", "wide"}
 
 
 def test_who_waits_for_a_slot_is_passed_by_the_base_model_only(
@@ -273,7 +304,7 @@ def test_a_client_that_goes_while_waiting_leaves_the_queue(
     engine = start_engine(batch_rows=1)
 
     async def run() -> tuple[int, int]:
-        rest, _ = await begin(engine, [], 60)
+        rest, _ = await begin(engine, [], 200)
         waiting = asyncio.ensure_future(answer(engine, prompt(4), [], 5))
         while not engine.usage().waiting:
             await asyncio.sleep(0)

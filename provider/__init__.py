@@ -12,9 +12,9 @@ into place when all of it is there. A source of your own is a module with one fu
 What it must not do: load models, read rows, write outside the destination and the folder beside
 it, reach addresses that are not public unless they are allowed by name, log a secret.
 
-May import peftjob.{contract,errors,oci,presets,source_uris,spec}, huggingface_hub, requests,
-urllib3, zstandard, botocore and anycrc; never torch, transformers, datasets, kubernetes or
-kubeflow. Of peftjob.oci, the source of images takes what speaks to a registry and what unpacks
+May import peftjob.{answers,contract,errors,oci,presets,source_uris,spec}, huggingface_hub,
+requests, urllib3, zstandard, botocore and anycrc; never torch, transformers, datasets, kubernetes
+or kubeflow. Of peftjob.oci, the source of images takes what speaks to a registry and what unpacks
 layers: neither is written twice.
 
     base          what a provider implements, and what fetch returns

@@ -9,7 +9,7 @@ May import requests, urllib3, peftjob.errors and provider.{base,exchange,headers
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import wraps
 from http import HTTPStatus
@@ -148,20 +148,13 @@ class Client:
             SourceUnavailableError: it is longer than the limit, or broke off again and again.
         """
         with self._get(url, {}, ok=(200,)) as response:
-            chunks = _Chunks(response, shown(url))
-            # A read timeout is for silence, and not for a server that sends a byte now and then.
-            late = threading.Timer(DOCUMENT_S, chunks.interrupt)
-            late.daemon = True
-            late.start()
-            try:
-                data = b""
-                for chunk in chunks:
+            data = bytearray()
+            with ended_late(response):
+                for chunk in _Chunks(response, shown(url)):
                     data += chunk
                     if len(data) > limit_bytes:
                         raise Unavailable(f"{shown(url)} is longer than {limit_bytes} bytes")
-                return data
-            finally:
-                late.cancel()
+            return bytes(data)
 
     @_again
     def head(self, url: str, headers: Mapping[str, str] | None = None) -> Mapping[str, str]:
@@ -255,8 +248,7 @@ class _Chunks:
 
     def interrupt(self) -> None:
         """End the read that another thread is waiting in."""
-        with suppress(OSError, ValueError, RuntimeError):  # it has ended by itself
-            self._response.raw.shutdown()
+        _shut(self._response)
 
     def close(self) -> None:
         self._response.close()
@@ -266,5 +258,25 @@ def drain(response: requests.Response) -> None:
     """Read a short body, so that the connection can be used again."""
     length = response.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) <= DRAINED_BYTES:
-        with suppress(requests.RequestException):
+        with ended_late(response), suppress(requests.RequestException):
             _ = response.content
+
+
+@contextmanager
+def ended_late(response: requests.Response) -> Iterator[None]:
+    """End a read that is not over after DOCUMENT_S.
+
+    A read timeout is for silence, and not for a server that sends a byte now and then.
+    """
+    late = threading.Timer(DOCUMENT_S, _shut, (response,))
+    late.daemon = True
+    late.start()
+    try:
+        yield
+    finally:
+        late.cancel()
+
+
+def _shut(response: requests.Response) -> None:
+    with suppress(OSError, ValueError, RuntimeError):  # it has ended by itself
+        response.raw.shutdown()

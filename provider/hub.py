@@ -1,38 +1,30 @@
 """hf://: models and datasets of the Hugging Face Hub, or of what HF_ENDPOINT names.
 
-The listing is the Hub client's; the bytes are streamed here, because then a download resumes
-after a kill and every file is checked: big ones by their sha256, small ones by their git blob id.
-No telemetry is sent. The endpoint is the operator's configuration, so it may be any address.
+Listing and bytes are asked for here and not by the Hub's client: a request that fails is made
+again, a download resumes after a kill, and every file is checked, big ones by their sha256, small
+ones by their git blob id. No telemetry is sent. The endpoint is the operator's configuration, so it
+may be any address.
 
-May import huggingface_hub, peftjob.{errors,source_uris} and provider.{base,headers,http}.
+May import huggingface_hub, peftjob.{errors,source_uris} and provider.{base,http}.
 """
 
+import json
 import re
 from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
 
 import huggingface_hub
 import requests
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    GatedRepoError,
-    HfHubHTTPError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.constants import HF_HUB_OFFLINE
 
-# The error of the HTTP library under it, whichever that is (httpx, httpx2).
-from huggingface_hub.errors import HTTPError as HubTransportError  # type: ignore[attr-defined]
-from huggingface_hub.hf_api import RepoSibling
-
-from peftjob.errors import SourceError
+from peftjob.errors import SourceError, SourceUnavailableError
 from peftjob.source_uris import holds_login
 from provider.base import Body, Kind, Listing, RemoteFile, Request, Unavailable
-from provider.headers import retry_after_s
 from provider.http import Client, Facts
 
-LISTING_TIMEOUT_S = 30.0
+LISTING_BYTES = 64 * 1024 * 1024
+"""Of two hundred thousand files."""
 DEFAULT_ENDPOINT = "https://huggingface.co"
 
 _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -55,6 +47,12 @@ class _Repo:
         prefix = "datasets/" if self.kind == "dataset" else ""
         return f"{self.endpoint}/{prefix}{self.id}"
 
+    @property
+    def listing(self) -> str:
+        """Where the commit, and size and digest of each of its files, are told."""
+        revision = f"/revision/{quote(self.revision, safe='')}" if self.revision else ""
+        return f"{self.endpoint}/api/{self.kind}s/{self.id}{revision}?blobs=true"
+
 
 def find(request: Request) -> Listing:
     """All files of the repository at the commit that the revision stands for now.
@@ -64,31 +62,25 @@ def find(request: Request) -> Listing:
         Unavailable: the Hub does not answer as it should.
     """
     repo = _repo(request)
-    # These headers replace the ones that name the installed libraries.
-    api = HfApi(
-        endpoint=repo.endpoint, token=repo.token or False, headers={"user-agent": "peftjob"}
-    )
-    try:
-        ask = api.model_info if repo.kind == "model" else api.dataset_info
-        info = ask(
-            repo.id,
-            revision=repo.revision,
-            files_metadata=True,
-            timeout=LISTING_TIMEOUT_S,
-        )
-    except OfflineModeIsEnabled as err:
-        raise SourceError(f"{repo} can't be fetched while HF_HUB_OFFLINE is set") from err
-    except HfHubHTTPError as err:
-        raise _explained(err, repo) from err
-    except (HubTransportError, OSError) as err:
-        raise Unavailable(f"{repo.endpoint} can't be reached for {repo}") from err
-    except (ValueError, TypeError, AttributeError, KeyError) as err:
-        raise Unavailable(f"{repo.endpoint} sent no readable answer for {repo}") from err
-    if not info.sha:
-        raise Unavailable(f"{repo.endpoint} named no commit for {repo}")
+    if repo.revision in (".", ".."):
+        # No such name is git's, and in an address it would be another one.
+        raise _no_revision(repo)
+    if HF_HUB_OFFLINE:
+        raise SourceError(f"{repo} can't be fetched while HF_HUB_OFFLINE is set; unset it")
     client = Client(refused=lambda answer: _refused(answer, repo), headers=_headers(repo))
-    files = [_remote(client, repo, info.sha, item) for item in info.siblings or []]
-    return Listing(files, revision=info.sha, folder=True)
+    try:
+        answer = client.read(repo.listing, limit_bytes=LISTING_BYTES)
+    except SourceUnavailableError as err:
+        raise SourceUnavailableError(f"{repo} can't be listed: {err}") from err
+    try:
+        info = json.loads(answer)
+        commit, items = info["sha"], info["siblings"]
+        files = [_remote(client, repo, commit, item) for item in items]
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as err:
+        raise Unavailable(f"{repo.endpoint} sent no readable answer for {repo}") from err
+    if not isinstance(commit, str) or not commit:
+        raise Unavailable(f"{repo.endpoint} named no commit for {repo}")
+    return Listing(files, revision=commit, folder=True)
 
 
 def _repo(request: Request) -> _Repo:
@@ -128,18 +120,18 @@ def _headers(repo: _Repo) -> dict[str, str]:
     return {"User-Agent": "peftjob", **login}
 
 
-def _remote(client: Client, repo: _Repo, commit: str, item: RepoSibling) -> RemoteFile:
-    sha256 = item.lfs.sha256 if item.lfs else None
+def _remote(client: Client, repo: _Repo, commit: str, item: dict[str, Any]) -> RemoteFile:
+    name, size, lfs = str(item["rfilename"]), item.get("size"), item.get("lfs")
+    sha256 = lfs["sha256"] if lfs else None
     # Of a file in LFS, the blob is only the pointer to it.
-    git_oid = None if item.lfs else item.blob_id
-    size = item.size
+    git_oid = None if lfs else item.get("blobId")
     if type(size) is not int or size < 0 or not _DIGEST.fullmatch(str(sha256 or git_oid)):
         raise SourceError(
-            f"{repo.endpoint} lists {item.rfilename} of {repo} without a size and a digest, so it "
+            f"{repo.endpoint} lists {name} of {repo} without a size and a digest, so it "
             "can't be checked; use an endpoint that names them, as the Hub does"
         )
     url = huggingface_hub.hf_hub_url(
-        repo.id, item.rfilename, repo_type=repo.kind, revision=commit, endpoint=repo.endpoint
+        repo.id, name, repo_type=repo.kind, revision=commit, endpoint=repo.endpoint
     )
 
     def open_at(start: int, end: int | None = None) -> Body:
@@ -147,7 +139,7 @@ def _remote(client: Client, repo: _Repo, commit: str, item: RepoSibling) -> Remo
         return client.open(url, start, Facts(size=size, version=None), end)
 
     return RemoteFile(
-        path=item.rfilename,
+        path=name,
         open=open_at,
         open_range=open_at,
         size=size,
@@ -156,40 +148,28 @@ def _remote(client: Client, repo: _Repo, commit: str, item: RepoSibling) -> Remo
     )
 
 
-def _explained(err: HfHubHTTPError, repo: _Repo) -> Exception:
-    status = err.response.status_code
-    if status in (408, 425, 429) or status >= 500:
-        return Unavailable(
-            f"{repo.endpoint} answered {status} for {repo}",
-            retry_after_s=retry_after_s(err.response.headers),
-        )
-    if isinstance(err, RevisionNotFoundError):
-        return _no_revision(repo)
-    if isinstance(err, GatedRepoError):
-        return _gated(repo)
-    if isinstance(err, DisabledRepoError):
-        return SourceError(f"{repo} was disabled by the Hub; see {repo.page}")
-    if isinstance(err, RepositoryNotFoundError):
-        return _not_found(repo)
-    return _by_status(status, repo)
-
-
 def _refused(response: requests.Response, repo: _Repo) -> SourceError:
     code = response.headers.get("X-Error-Code")
     if code == "GatedRepo":
         return _gated(repo)
     if code == "RevisionNotFound":
         return _no_revision(repo)
+    if code == "RepoNotFound":
+        return _not_found(repo)
+    if response.headers.get("X-Error-Message") == "Access to this resource is disabled.":
+        return SourceError(f"{repo} was disabled by the Hub; see {repo.page}")
     return _by_status(response.status_code, repo)
 
 
 def _by_status(status: int, repo: _Repo) -> SourceError:
     if status == 401 and repo.token:
         return SourceError(f"{repo.endpoint} does not accept the token in HF_TOKEN; make a new one")
-    if status == 403:
+    if status == 403 and repo.token:
         return SourceError(
             f"the token in HF_TOKEN may not read {repo}; give it read access to {repo.page}"
         )
+    if status == 403:
+        return SourceError(f"{repo} can't be read without a login; set HF_TOKEN; see {repo.page}")
     if status in (401, 404):
         return _not_found(repo)
     return SourceError(f"{repo.endpoint} refused {repo} with status {status}; see {repo.page}")

@@ -23,7 +23,7 @@ import urllib3
 
 from peftjob.errors import PeftJobError, SourceError, SourceUnavailableError
 from provider.base import Body, Listing, RemoteFile, Request, Unavailable
-from provider.http import Client, Facts
+from provider.http import Client, Facts, ended_late
 from provider.s3_access import Access, access_of
 from provider.s3_checksum import ask
 from provider.selection import matches
@@ -223,7 +223,8 @@ class _AbsentError(SourceError):
 def _code(response: requests.Response) -> str:
     """The code of an S3 error document, such as NoSuchKey."""
     try:
-        body = response.raw.read(_ERROR_BYTES)
+        with ended_late(response):
+            body = response.raw.read(_ERROR_BYTES)
     except (urllib3.exceptions.HTTPError, OSError):
         return ""
     found = re.search(rb"<Code>(\w{1,64})</Code>", body)

@@ -1,6 +1,6 @@
 """Connections that are kept open, a set for each thread; each goes to an address that was checked.
 
-May import requests and urllib3.
+May import requests, urllib3 and peftjob.answers.
 """
 
 import socket
@@ -8,8 +8,9 @@ import threading
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection
+
+from peftjob.answers import AnswerAdapter
 
 RECEIVED_BYTES = 256 * 1024
 """What the kernel is asked to keep at most of what has arrived and was not read; Linux takes twice
@@ -23,7 +24,7 @@ _OPTIONS = [
 ]
 
 
-class ContentAdapter(HTTPAdapter):
+class ContentAdapter(AnswerAdapter):
     """Connections over which a kill loses little."""
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:

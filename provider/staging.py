@@ -6,6 +6,8 @@
         tree/           finished files; renamed to the destination when all are there
         done.jsonl      one line a finished file, appended when the file is in the tree
         published.json  what the destination is to hold, with the files' times: whether it does yet
+        inside/         what is in an image's layers, while they are unpacked
+        chosen/         what is wanted of it; renamed to the destination
         scratch/        the provider's own files
 
 Whatever is removed here is removed after the line is written that says why it is not needed.
@@ -36,6 +38,8 @@ class Staging:
         self.dest = dest
         self.folder = dest.parent / f".{dest.name}.partial"
         self.tree = self.folder / "tree"
+        self.inside = self.folder / "inside"
+        self.chosen = self.folder / "chosen"
         self.scratch = self.folder / "scratch"
         self._done_log = self.folder / "done.jsonl"
         self._published = self.folder / "published.json"
@@ -116,11 +120,14 @@ class Staging:
         with self._done_log.open("a") as log:
             log.write(json.dumps(asdict(record)) + "\n")
 
-    def fresh(self, name: str) -> Path:
-        """A path in which nothing is, for a folder of that name."""
-        path = self.folder / name
-        remove(path)
-        return path
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether there are files of these names, all finished."""
+        return bool(names) and self._logged().keys() >= set(names)
+
+    def discard_unpacked(self) -> None:
+        """Remove what was taken out of finished files; these stay."""
+        remove(self.inside)
+        remove(self.chosen)
 
     def publish(self, records: Sequence[FileRecord], tree: Path) -> None:
         """Put a tree with these files in the destination's place, whatever was there before."""

@@ -33,6 +33,10 @@ _MOST_BYTES = 2**63 - 1
 """Of a file, on any file system."""
 
 
+class _NoSpaceError(PermanentError):
+    """The volume is too small."""
+
+
 def transfer(
     listing: Listing,
     *,
@@ -45,7 +49,8 @@ def transfer(
     """Bring the chosen files to the staging's destination, which is replaced as a whole.
 
     What is there when a source goes away, or this process, is left for the next fetch to go on
-    from; what the next fetch would fail on as well is removed.
+    from; what the next fetch would fail on as well is removed. An image whose layers are there, and
+    which there is no space to unpack, only needs a bigger volume: the layers stay.
 
     Args:
         record: called when the destination is in place, and before it is forgotten how it came.
@@ -62,15 +67,15 @@ def transfer(
             records = staging.published()
             if records is None:
                 done = staging.done(names)
-                inside, chosen = staging.fresh("inside"), staging.fresh("chosen")
+                staging.discard_unpacked()
                 _check_space(files, names, done, request, staging, listing.unpacked_bytes)
                 progress = Progress(request.shown, files, on_progress)
                 records = Work(files, names, request.shown, staging, progress).run(done)
                 if listing.unpack is None:
                     staging.publish(records, staging.tree)
                 else:
-                    folder = listing.unpack(staging.tree, inside)
-                    records = _publish_unpacked(folder, chosen, request, staging, choose)
+                    folder = listing.unpack(staging.tree, staging.inside)
+                    records = _publish_unpacked(folder, request, staging, choose)
             fetched = Fetched(
                 uri=request.shown,
                 revision=listing.revision,
@@ -80,8 +85,11 @@ def transfer(
             if record is not None:
                 record(fetched)
             staging.discard()
-        except (PermanentError, OSError):
-            staging.discard()
+        except (PermanentError, OSError) as err:
+            if listing.unpack is not None and _is_full(err) and staging.has(names):
+                staging.discard_unpacked()
+            else:
+                staging.discard()
             raise
     return fetched
 
@@ -105,7 +113,7 @@ def _chosen(
 
 
 def _publish_unpacked(
-    folder: Path, tree: Path, request: Request, staging: Staging, choose: Choose
+    folder: Path, request: Request, staging: Staging, choose: Choose
 ) -> tuple[FileRecord, ...]:
     """Put what was in the fetched files, and is in `folder` now, in the destination's place.
 
@@ -122,10 +130,10 @@ def _publish_unpacked(
             packed = path
             path, record = unpack_file(packed, file.path, name, source=request.shown)
             packed.unlink()
-        place(path, tree, name)
+        place(path, staging.chosen, name)
         records.append(record)
     records.sort(key=lambda record: record.path)
-    staging.publish(records, tree)
+    staging.publish(records, staging.chosen)
     return tuple(records)
 
 
@@ -141,8 +149,8 @@ def local_errors(dest: Path) -> Iterator[None]:
     try:
         yield
     except OSError as err:
-        if err.errno in _NO_SPACE:
-            raise PermanentError(
+        if _is_full(err):
+            raise _NoSpaceError(
                 f"no space left for {dest} ({err.strerror}); ask for a bigger volume in "
                 "storage.size"
             ) from err
@@ -150,6 +158,10 @@ def local_errors(dest: Path) -> Iterator[None]:
             f"{dest} can't be written: {err.strerror or err} ({err.filename or dest}); check the "
             "volume's mount and its permissions"
         ) from err
+
+
+def _is_full(err: Exception) -> bool:
+    return isinstance(err, _NoSpaceError) or (isinstance(err, OSError) and err.errno in _NO_SPACE)
 
 
 def _check_space(
@@ -184,7 +196,7 @@ def _check_space(
         free = f"{system.f_favail} inodes"
     else:
         return
-    raise PermanentError(
+    raise _NoSpaceError(
         f"no space for {request.shown}: {needed} and {staging.dest.parent} has {free} free; ask "
         "for a bigger volume in storage.size"
     )

@@ -62,6 +62,10 @@ class Fault:
     """Announce so many more bytes than there are, or fewer."""
     hang_up: bool = False
     """Answer as usual and close the connection without having said so."""
+    drip_s: float = 0.0
+    """Send the body a byte at a time, with this pause."""
+    drip_head: bool = False
+    """Send the headers so, and no body."""
     silent: bool = False
     """Send nothing at all, until the server stops."""
     method: str = "GET"
@@ -119,7 +123,10 @@ class Server:
         self.requests: list[Asked] = []
         self.faults: list[Fault] = []
         self.sent_bytes = 0
+        self.left_early = 0
+        """Answers with `drip_s` whose end was not waited for."""
         self.stopping = threading.Event()
+        self._one_at_a_time = threading.Lock()
         self._http = ThreadingHTTPServer((host, port), _handler(self))
         self._http.daemon_threads = True
         self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True)
@@ -138,11 +145,12 @@ class Server:
 
     def fault_for(self, asked: Asked) -> Fault | None:
         """Take one use of the first fault that fits."""
-        for fault in self.faults:
-            fits = fault.match in asked.target and fault.method in (asked.method, "*")
-            if fault.times and fits:
-                fault.times -= 1
-                return fault
+        with self._one_at_a_time:
+            for fault in self.faults:
+                fits = fault.match in asked.target and fault.method in (asked.method, "*")
+                if fault.times and fits:
+                    fault.times -= 1
+                    return fault
         return None
 
     def asked_for(self, match: str, method: str = "GET") -> list[Asked]:
@@ -211,11 +219,24 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 self.send_header("Transfer-Encoding", "chunked")
             else:
                 self.send_header("Content-Length", str(last + 1 - first + fault.longer))
+            if fault.drip_head:
+                self._drip(b"".join(self._headers_buffer), fault.drip_s)
+                return
             self.end_headers()
             if self.command != "HEAD":
                 self._send_body(answer, first, last, fault)
             if fault.longer or fault.hang_up:
                 self.close_connection = True
+
+        def _drip(self, data: bytes, pause_s: float) -> None:
+            self.close_connection = True
+            try:
+                for byte in data:
+                    self.wfile.write(bytes([byte]))
+                    if server.stopping.wait(pause_s):
+                        return
+            except ConnectionError:
+                server.left_early += 1
 
         def _send_body(self, answer: Answer, first: int, last: int, fault: Fault) -> None:
             sent, framed = 0, server.chunked and answer.status == 200
@@ -224,6 +245,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 # What counts as sent is not far ahead of what is read.
                 step = 16 * 1024
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, step)
+            if fault.drip_s:
+                self._drip(answer.read(first, last), fault.drip_s)
+                return
             while first <= last:
                 chunk = answer.read(first, min(last, first + step - 1))
                 if fault.damage and first == 0:
@@ -250,7 +274,8 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     return
                 first += len(chunk)
                 sent += len(chunk)
-                server.sent_bytes += len(chunk)
+                with server._one_at_a_time:
+                    server.sent_bytes += len(chunk)
                 if server.watch is not None:
                     server.watch(server.sent_bytes)
             if framed:
@@ -265,10 +290,10 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
 class FileServer(Server):
     """Serves `files`, by path without the leading slash."""
 
-    def __init__(self) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.files: dict[str, bytes | Path] = {}
         self.headers = {"ETag": '"1"'}
-        super().__init__()
+        super().__init__(host=host)
 
     def answer(self, asked: Asked) -> Answer:
         body = self.files.get(asked.target.partition("?")[0].lstrip("/"))

@@ -208,7 +208,7 @@ def _check(args: argparse.Namespace) -> int:
     from peftjob import oci
     from peftjob.oci import compatibility
 
-    if Path(args.source).is_dir():
+    if os.path.isdir(args.source) or args.source.startswith(("/", ".", "~")):
         config, shapes = oci.read_adapter(Path(args.source))
     else:
         with tempfile.TemporaryDirectory(prefix="peftjob-check-") as scratch:

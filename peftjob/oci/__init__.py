@@ -32,8 +32,8 @@
 
 Every image is named by its digest, and every byte that is read is checked against it. This
 package must not load models, know about jobs or clusters, or write outside the folder it is
-given. May import peftjob.{contract,errors,source_uris,spec}, the standard library, requests,
-urllib3, zstandard and, in signature and keys, cryptography; no torch, no safetensors, no
+given. May import peftjob.{answers,contract,errors,source_uris,spec}, the standard library,
+requests, urllib3, zstandard and, in signature and keys, cryptography; no torch, no safetensors, no
 huggingface_hub.
 """
 

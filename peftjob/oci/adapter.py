@@ -7,8 +7,9 @@ an image manifest, an image config, and one layer with models/ and hard links to
 import io
 import os
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from peftjob.errors import ModelError, NotFoundError, RegistryError, UsageError
 from peftjob.oci.adapter_config import config_in
@@ -74,13 +75,14 @@ def push(
 
     Raises:
         ModelError: the folder holds no adapter, or pickles.
-        UsageError: `ref` has no tag, or the file holds no key.
+        UsageError: `ref` has no tag, the file holds no key, or `created` is no time.
         RegistryError: the registry refused.
         RegistryUnavailableError: the registry did not answer as it should.
     """
     tag = ref.tag
     if tag is None:
         raise UsageError(f"can't push to {ref}: a push makes the digest; give a tag, as in name:v1")
+    created = _checked_time(annotations.get(CREATED, EPOCH))
     names = adapter_files(folder)
     private = private_key(key, os.environ if env is None else env) if key else None
     architecture = shell_architecture(shell) if shell else "amd64"
@@ -92,7 +94,7 @@ def push(
         )
         layers = [shell_layer(shell).layer()] if shell else []
         layers.append(making.layer())
-        config = _config(layers, created=annotations.get(CREATED, EPOCH), architecture=architecture)
+        config = _config(layers, created=created, architecture=architecture)
         titles = [{TITLE: _SHELL_TITLE}, {TITLE: _LAYER_TITLE}][-len(layers) :]
         manifest = Manifest(
             config=_described(CONFIG, config),
@@ -137,10 +139,10 @@ def adapter_files(folder: Path) -> list[str]:
         ModelError: it is no whole adapter in safetensors, or holds something that may not be
             published.
     """
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise ModelError(f"no folder {folder}; name the folder that save_pretrained wrote")
     names = []
-    for root, folders, files in os.walk(folder):
+    for root, folders, files in os.walk(folder, onerror=_unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in (*folders, *files):
             path = Path(root, name)
@@ -166,6 +168,10 @@ def adapter_files(folder: Path) -> list[str]:
     return sorted(names)
 
 
+def _unreadable(err: OSError) -> NoReturn:
+    raise ModelError(f"{err.filename} can't be read: {err.strerror}; check its rights") from err
+
+
 def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
     """An adapter's configuration, and the shapes of its tensors by name; no weight is read.
 
@@ -174,6 +180,16 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...
     """
     adapter_files(folder)
     return config_in(folder / ADAPTER_CONFIG), shapes_in(folder / ADAPTER_WEIGHTS)
+
+
+def _checked_time(text: str) -> str:
+    """`text`, which who reads an image's config parses as RFC 3339 or refuses the image."""
+    try:
+        if "T" in text and datetime.fromisoformat(text).tzinfo:
+            return text
+    except ValueError:
+        pass
+    raise UsageError(f"the annotation {CREATED} is {text!r}; write it as {EPOCH}")
 
 
 def _config(layers: Sequence[Layer], *, created: str, architecture: str) -> bytes:

@@ -55,7 +55,9 @@ def config_in(path: Path) -> dict[str, Any]:
     """
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
+    except OSError as err:
+        raise ModelError(f"{path} can't be read: {err.strerror}; check its rights") from err
+    except (ValueError, RecursionError) as err:
         raise ModelError(f"{path} can't be read ({err}); save the adapter again") from err
     if not isinstance(config, dict):
         raise ModelError(f"{path} is no JSON object; save the adapter again")

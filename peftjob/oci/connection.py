@@ -208,7 +208,12 @@ class Connection:
             return RegistryError(
                 f"can't {what}: no such repository{detail}; make it first, or correct the name"
             )
-        return RegistryError(f"can't {what}: the registry answered status {status}{detail}")
+        step = "ask who runs the registry"
+        if status == 400 and self._plain_http:
+            # As servers in Go answer plain HTTP at a port for TLS.
+            host = self.place.partition("/")[0]
+            step = f"if it speaks TLS, put its CA into ~/.config/containers/certs.d/{host}/ca.crt"
+        return RegistryError(f"can't {what}: the registry answered status {status}{detail}; {step}")
 
     def interrupt(self) -> None:
         """End the read of an answer that another thread is waiting in."""

@@ -57,11 +57,12 @@ def tag(ref: Reference, name: str, *, insecure: bool = False) -> Reference:
     Returns:
         The new tag, with the digest.
     """
+    to = ref.with_tag(name)
     with opened(ref, insecure=insecure) as store:
         body = store.get_manifest(ref.version)
         if current(store, name) != body:
             store.put_manifest(body, version=name)
-    return ref.with_tag(name).with_digest(digest_of(body))
+    return to.with_digest(digest_of(body))
 
 
 def current(store: Store, version: str) -> bytes | None:

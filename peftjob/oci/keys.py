@@ -77,4 +77,7 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as err:
-        raise UsageError(f"can't read the key {path}: {err.strerror}; {MAKE_KEYS}") from err
+        raise UsageError(
+            f"can't read the key {path}: {err.strerror}; correct the path or its rights, or "
+            f"{MAKE_KEYS}"
+        ) from err

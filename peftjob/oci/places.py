@@ -56,9 +56,10 @@ def disk_errors(what: str) -> Iterator[None]:
     try:
         yield
     except OSError as err:
+        where = f" ({err.filename})" if err.filename else ""
         raise RegistryError(
-            f"can't {what}: {err.strerror or err} ({err.filename or 'no file'}); check the folder, "
-            "its rights and the room on it"
+            f"can't {what}: {err.strerror or err}{where}; check the folder, its rights and the "
+            "room on it"
         ) from err
 
 

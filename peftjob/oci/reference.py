@@ -128,7 +128,8 @@ def is_digest(text: str) -> bool:
 
 def _is_host(text: str) -> bool:
     named = "." in text or ":" in text or text == "localhost"
-    return named and _HOST.fullmatch(text) is not None
+    found = _HOST.fullmatch(text)
+    return named and found is not None and int((found[3] or ":1")[1:]) < 1 << 16
 
 
 def _split_tag(path: str) -> tuple[str, str | None]:

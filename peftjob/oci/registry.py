@@ -70,7 +70,7 @@ class Registry:
 
     def has_blob(self, blob: Descriptor) -> bool:
         """Ask with HEAD. See Store."""
-        what = f"look for {blob.digest} in {self._connection.place}"
+        what = f"push to {self._connection.place}"
         url = self._connection.url(f"blobs/{blob.digest}")
 
         def ask() -> bool:

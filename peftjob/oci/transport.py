@@ -14,8 +14,8 @@ from typing import Any, BinaryIO, TypeVar
 
 import requests
 import urllib3
-from requests.adapters import HTTPAdapter
 
+from peftjob.answers import AnswerAdapter
 from peftjob.errors import RegistryError, RegistryUnavailableError
 from peftjob.oci.certificates import Certificates
 
@@ -50,7 +50,7 @@ class TransientError(Exception):
         self.retry_after_s = retry_after_s
 
 
-class _Adapter(HTTPAdapter):
+class _Adapter(AnswerAdapter):
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, blocksize=_SEND_BYTES, **kwargs)
 

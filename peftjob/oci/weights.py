@@ -39,7 +39,9 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
             if size_bytes < 8 or length > min(size_bytes - 8, _MAX_HEADER_BYTES):
                 raise ValueError("its header is not all there")
             shapes = _checked(json.loads(file.read(length)), size_bytes - 8 - length)
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as err:
+    except OSError as err:
+        raise ModelError(f"{path} can't be read: {err.strerror}; check its rights") from err
+    except (ValueError, LookupError, TypeError, RecursionError) as err:
         raise ModelError(
             f"{path} is no whole safetensors file ({err}); save the adapter again with "
             "save_pretrained"

@@ -187,6 +187,7 @@ def _as_errors(uri: str) -> Iterator[None]:
         from botocore.exceptions import (
             BotoCoreError,
             ClientError,
+            ConnectionError,
             HTTPClientError,
             NoCredentialsError,
         )
@@ -214,7 +215,7 @@ def _as_errors(uri: str) -> Iterator[None]:
             f"can't upload to {uri}: no keys were found; set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY"
         ) from err
-    except HTTPClientError as err:
+    except (ConnectionError, HTTPClientError) as err:
         raise RegistryUnavailableError(
             f"can't upload to {uri}: no answer; see that AWS_ENDPOINT_URL is right and up"
         ) from err

@@ -1,6 +1,7 @@
 """Adapters, images, registries and scripted servers for the tests of peftjob.oci."""
 
 import gzip
+import http.client
 import io
 import json
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import tarfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,10 +20,12 @@ from typing import Any
 
 import pytest
 
+from peftjob.local.ports import free_port
 from peftjob.oci import Reference
 from peftjob.oci.layout import Layout
 from peftjob.oci.manifest import CONFIG, TAR_GZIP, Descriptor, Manifest, digest_of
 from tests.oci_tests.weights import safetensors
+from tests.until import until
 
 PASSWORD = "correct horse"
 # bcrypt of PASSWORD, the only kind that docker-registry takes.
@@ -113,9 +117,18 @@ class DockerRegistry:
 
     def requests(self) -> list[str]:
         """`METHOD path` of every request so far."""
-        time.sleep(0.1)  # the registry logs after it has answered
+        # The registry logs after it has answered: when the last request is there, so are those
+        # before it.
+        mark = f"/v2/?{uuid.uuid4()}"
+        connection = http.client.HTTPConnection(self.host, timeout=60)
+        connection.request("GET", mark)
+        connection.getresponse().read()
+        connection.close()
+        until(lambda: mark in self.access_log.read_text())
+        time.sleep(0.1)
         lines = self.access_log.read_text().splitlines()
-        return [" ".join(line.split('"')[1].split()[:2]) for line in lines if '"' in line]
+        asked = [" ".join(line.split('"')[1].split()[:2]) for line in lines if '"' in line]
+        return [line for line in asked if not line.startswith("GET /v2/?")]
 
 
 @contextmanager
@@ -156,11 +169,11 @@ def running(
         command = [program, "serve", str(home / "config.yml")]
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        wait_for(host)
+        until(lambda: listens(host))
         yield DockerRegistry(host, home / "access.log", home / "tls.crt")
     finally:
         process.terminate()
-        process.wait(timeout=10)
+        process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -230,21 +243,10 @@ def serve() -> Iterator[Callable[..., Scripted]]:
         server.server_close()
 
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(host: str) -> None:
-    """Wait until something listens there, ten seconds at most."""
+def listens(host: str) -> bool:
     name, _, port = host.partition(":")
-    for _ in range(500):
-        try:
-            socket.create_connection((name, int(port)), timeout=1).close()
-        except OSError:
-            time.sleep(0.02)
-        else:
-            return
-    raise TimeoutError(f"nothing listens on {host}")
+    try:
+        socket.create_connection((name, int(port)), timeout=10).close()
+    except OSError:
+        return False
+    return True

@@ -49,6 +49,7 @@ class Proxy:
         self.on_bytes: Callable[[int], None] = lambda count: None
         """Called with the number of body bytes that went through, in either direction."""
         self.stopped = threading.Event()
+        self._one_at_a_time = threading.Lock()
         self._host = host
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -65,10 +66,11 @@ class Proxy:
 
     def take(self, method: str, path: str) -> Fault:
         """The fault that this request meets; one without any effect where there is none."""
-        for fault in self.faults:
-            if fault.times and fault.method in (method, "*") and fault.match in path:
-                fault.times -= 1
-                return fault
+        with self._one_at_a_time:
+            for fault in self.faults:
+                if fault.times and fault.method in (method, "*") and fault.match in path:
+                    fault.times -= 1
+                    return fault
         return Fault(method, path)
 
     def _handler(proxy) -> type[BaseHTTPRequestHandler]:  # noqa: N805  self is the handler's

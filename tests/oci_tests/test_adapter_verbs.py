@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 
 from peftjob.cli import main
+from peftjob.errors import ModelError
+from peftjob.oci.adapter_config import config_in
+from peftjob.oci.manifest import CREATED
+from peftjob.oci.weights import shapes_in
 from tests.hub_uploads import TOKEN, UploadHub
 from tests.openssl_keys import make_keys
 
@@ -158,10 +162,19 @@ def test_a_shell_that_would_not_run_is_refused(
         (("push", "FOLDER", "s3://b/p", "--sign", "k"), "--sign is for images"),
         (("push", "FOLDER", "h.io/a:v1", "--annotation", "x"), "write KEY=VALUE"),
         (("push", "/nowhere", "h.io/a:v1"), "no folder /nowhere"),
+        (
+            ("push", "FOLDER", "h.io/a:v1", "--annotation", f"{CREATED}=2026-11-21"),
+            "is '2026-11-21'; write it as 1970-01-01T00:00:00Z",
+        ),
         (("pull", "oci-layout:///nowhere/x:v1", "out"), "no image layout"),
         (("list", "oci-layout:///nowhere/x"), "no image layout"),
         (("push", "FOLDER", "h.io/a:v1", "--sign", "/nowhere"), "can't read the key /nowhere"),
         (("copy", "h.io/a:v1", "h.io/b@sha256:" + "0" * 64), "give a tag, as in name:v1"),
+        (("tag", "oci-layout:///nowhere/x:v1", "a b"), "'a b' is no tag"),
+        (("list", "127.0.0.1:99999/a"), "'127.0.0.1:99999' is no host of a registry"),
+        (("check", "/nowhere"), "no folder /nowhere"),
+        (("check", "./nowhere"), "no folder nowhere"),
+        (("check", "h.io/a@sha256:" + "0" * 300), "is no digest"),
     ],
 )
 def test_a_mistake_is_one_line(adapter: Path, cli: Run, args: tuple[str, ...], reason: str) -> None:
@@ -171,6 +184,38 @@ def test_a_mistake_is_one_line(adapter: Path, cli: Run, args: tuple[str, ...], r
     assert not out
     assert reason in err
     assert err.count("\n") == 1
+
+
+def test_a_registry_that_speaks_tls_on_this_machine_wants_its_certificate_named(
+    adapter: Path, docker_registry: Any, cli: Run
+) -> None:
+    code, _, err = cli("push", adapter, f"{docker_registry(tls=True).host}/a:v1")
+
+    assert code == 13
+    assert (
+        "status 400; if it speaks TLS, put its CA into ~/.config/containers/certs.d/127.0.0" in err
+    )
+
+
+def test_a_folder_that_can_not_be_listed_is_one_line(
+    adapter: Path, cli: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(path: str) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("os.scandir", denied)
+
+    assert cli("check", adapter)[1:] == (
+        "",
+        f"error: {adapter} can't be read: Permission denied; check its rights\n",
+    )
+
+
+@pytest.mark.parametrize("read", [config_in, shapes_in])
+def test_a_file_that_can_not_be_read_is_no_damaged_one(read: Callable[[Path], object]) -> None:
+    # Which even root can't read.
+    with pytest.raises(ModelError, match=r"mem can't be read: .*; check its rights"):
+        read(Path("/proc/self/mem"))
 
 
 def test_the_files_are_pushed_to_the_hub(

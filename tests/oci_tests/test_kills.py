@@ -65,7 +65,7 @@ def run_until(proxy: Proxy, at: int, *command: str, tmpdir: Path) -> None:
             child.kill()
 
     proxy.on_bytes = count
-    assert child.wait(timeout=60) == -9
+    assert child.wait(timeout=300) == -9
     proxy.on_bytes = lambda size: None
 
 

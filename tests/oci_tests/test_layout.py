@@ -115,7 +115,7 @@ def test_pushes_at_once_lose_no_tag(adapter: Path, layout: Reference) -> None:
         subprocess.Popen([sys.executable, "-c", PUSH, str(adapter), f"{layout}-{letter}"])
         for letter in "abc"
     ]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0, 0]
 
     index = json.loads(Path(layout.path, "index.json").read_bytes())
     assert len(index["manifests"]) == 15

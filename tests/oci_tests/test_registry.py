@@ -98,7 +98,7 @@ def test_an_image_that_a_registry_lacks_is_not_found_at_once(docker_registry: An
     with pytest.raises(NotFoundError, match=r"no image .*nobody/home:v1"):
         resolve(ref)
 
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # retries would take 5.6 s
 
 
 def test_a_login_from_an_auth_file_opens_a_registry(
@@ -133,7 +133,7 @@ def test_a_wrong_login_and_none_are_one_line_at_once(
     with pytest.raises(RegistryError, match=message) as caught:
         push(adapter, Reference.parse(f"{host}/a:v1"), annotations={})
 
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5  # retries would take 5.6 s
     assert "docker login" in str(caught.value)
     assert "\n" not in str(caught.value)
     assert "pony" not in str(caught.value)

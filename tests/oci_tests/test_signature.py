@@ -13,6 +13,7 @@ from peftjob.errors import RegistryError, UsageError
 from peftjob.oci import Reference, list_tags, push, resolve, sign, verify
 from peftjob.oci.manifest import digest_of
 from peftjob.oci.places import opened
+from tests.oci_tests.faulty import Fault, Proxy
 from tests.openssl_keys import make_keys
 
 
@@ -50,6 +51,20 @@ def test_the_signature_is_where_cosign_looks_for_it_and_where_referrers_are_list
         (listed,) = json.loads(store.get_manifest(name))["manifests"]
     assert listed["digest"] == digest_of(body)
     assert json.loads(body)["subject"]["digest"] == pushed.digest
+
+
+def test_a_registry_that_lists_referrers_itself_gets_no_list_of_them(
+    adapter: Path, docker_registry: Any, keys: Any
+) -> None:
+    private, public = keys("a")
+    with Proxy(docker_registry().host) as proxy:
+        proxy.faults = [Fault("GET", "/referrers/", times=1000, status=200)]
+        ref = Reference.parse(f"{proxy.host}/a:v1")
+
+        pushed = push(adapter, ref, annotations={}, key=private)
+
+        assert list_tags(pushed) == [f"{pushed.digest}.sig".replace(":", "-"), "v1"]
+        assert verify(ref, [public]) == pushed
 
 
 def test_openssl_verifies_what_was_signed(

@@ -156,6 +156,14 @@ def to_hub(adapter: Path, hub: UploadHub, uri: str = "hf://org/a", token: str = 
     return upload(adapter, NAMES, uri, {"HF_ENDPOINT": hub.url, "HF_TOKEN": token})
 
 
+def test_a_store_that_is_away_is_retryable(
+    adapter: Path, env: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with pytest.raises(RegistryUnavailableError, match="no answer; see that AWS_ENDPOINT_URL"):
+        upload(adapter, NAMES, "s3://b1c/x", env | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+
+
 def test_a_folder_goes_to_the_hub_in_one_commit_of_a_private_repository(
     adapter: Path, hub: UploadHub
 ) -> None:

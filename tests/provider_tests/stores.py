@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import shutil
-import socket
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 import requests
 
+from peftjob.local.ports import free_port
 from tests.until import until
 
 KEYS = {"AWS_ACCESS_KEY_ID": "of-a-test", "AWS_SECRET_ACCESS_KEY": "of-a-test"}
@@ -59,9 +59,7 @@ def docker_registry(folder: Path) -> Iterator[str]:
     if program is None:
         pytest.skip("docker-registry is not installed (apt-get install docker-registry)")
     folder.mkdir(parents=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        host = f"127.0.0.1:{free.getsockname()[1]}"
+    host = f"127.0.0.1:{free_port()}"
     config = folder / "config.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\n"
@@ -76,13 +74,13 @@ def docker_registry(folder: Path) -> Iterator[str]:
         yield host
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def _answers(url: str) -> bool:
     try:
-        return requests.get(url, timeout=1).ok
-    except requests.ConnectionError:
+        return requests.get(url, timeout=10).ok
+    except (requests.ConnectionError, requests.Timeout):
         return False
 
 

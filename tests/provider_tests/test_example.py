@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "install", *options, "--target", folder, folder / "source"],
         check=True,
-        timeout=120,
+        timeout=300,
     )
     with closing(sqlite3.connect(folder / "support.db")) as database:
         database.execute("CREATE TABLE tickets (prompt TEXT, completion TEXT)")
@@ -38,7 +38,7 @@ def fetched(site: Path, uri: str, dest: Path) -> subprocess.CompletedProcess[str
         cwd=site,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

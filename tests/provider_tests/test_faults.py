@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from peftjob import answers
 from peftjob.errors import PeftJobError, RetryableError, SourceError
 from peftjob.oci import transport
-from provider import exchange, hub
+from provider import exchange, http
 from tests.hub_server import Fault
 from tests.provider_tests.sources import KINDS, WEIGHTS, Source, fill_stores, source_of
 from tests.provider_tests.stores import docker_registry, moto
+from tests.until import until
 
 HALF = len(WEIGHTS) // 2
 PASSING = {
@@ -34,7 +36,8 @@ LASTING = {
     "404": Fault("", status=404),
     "410": Fault("", status=410),
 }
-PERMANENT = {"wrong byte", "redirect loop", "401", "403", "404", "410"}
+REFUSED = {"401", "403", "404", "410"}
+PERMANENT = {*REFUSED, "wrong byte", "redirect loop"}
 NEVER_RIGHT = {*PERMANENT, "429", "500", "503", "silent"}
 """The others may bring a little with every attempt."""
 
@@ -61,7 +64,6 @@ def _impatient(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     """Only where a server falls silent: one on a busy machine is slow without any fault."""
     timeout_s = 0.4 if request.node.callspec.params.get("name") in WAITING else 10.0
     monkeypatch.setattr(exchange, "READ_TIMEOUT_S", timeout_s)
-    monkeypatch.setattr(hub, "LISTING_TIMEOUT_S", timeout_s)
     monkeypatch.setattr(transport, "READ_TIMEOUT_S", timeout_s)
     monkeypatch.setattr(transport, "FIRST_PAUSE_S", 0.0)
 
@@ -108,6 +110,8 @@ def test_what_goes_wrong_once_is_made_good(name: str, source: Source, dest: Path
 def test_what_stays_wrong_gives_no_wrong_byte(name: str, source: Source, dest: Path) -> None:
     source.server.faults = [replace((PASSING | LASTING)[name], match=source.content)]
     error = outcome(source, dest)
+    if name in REFUSED:
+        assert len(source.server.asked_for(source.content)) == 1
     if name in NEVER_RIGHT:
         assert error is not None
     if name in PERMANENT:
@@ -120,6 +124,28 @@ def test_a_listing_that_goes_wrong_is_asked_for_again(
 ) -> None:
     source.server.faults = [replace(PASSING[name], match=source.listing, times=2)]
     assert outcome(source, dest) is None
+
+
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_a_listing_that_is_refused_is_asked_for_once(name: str, source: Source, dest: Path) -> None:
+    source.server.faults = [replace(LASTING[name], match=source.listing)]
+    assert isinstance(outcome(source, dest), SourceError)
+    assert len(source.server.asked_for(source.listing)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "head"),
+    [*((kind, True) for kind in KINDS), ("hf", False), ("s3", False), ("oci", False)],
+    indirect=["source"],
+)
+def test_a_listing_that_comes_a_byte_at_a_time_is_ended_and_asked_for_again(
+    head: bool, source: Source, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module, name in ((answers, "ANSWER_S"), (http, "DOCUMENT_S"), (transport, "SLOW_S")):
+        monkeypatch.setattr(module, name, 0.6)
+    source.server.faults = [Fault(source.listing, times=1, drip_s=0.1, drip_head=head)]
+    assert outcome(source, dest) is None
+    until(lambda: source.server.left_early)
 
 
 @pytest.mark.parametrize("source", ["hf", "s3", "oci"], indirect=True)  # the web has no listings

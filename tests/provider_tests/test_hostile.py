@@ -1,7 +1,9 @@
 """Names and addresses that mean harm: nothing is written outside the folder, nothing is fetched."""
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -127,12 +129,34 @@ URLS = [
 ]
 
 
+@pytest.fixture
+def reached(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """The addresses that anything tried to connect to; none is, so nothing has to listen there."""
+    connect, tried = socket.socket.connect, []
+
+    def note(self: socket.socket, address: Any) -> None:
+        tried.append(address)
+        if ALLOWED not in address:
+            raise ConnectionRefusedError
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    return tried
+
+
+ALLOWED = "127.0.0.7"
+"""Of the loopback: where redirects come from."""
+
+
 @pytest.mark.parametrize("url", URLS)
-def test_an_address_within_is_refused_however_it_is_written(url: str, tmp_path: Path) -> None:
+def test_an_address_within_is_refused_however_it_is_written(
+    url: str, reached: list[object], tmp_path: Path
+) -> None:
     with pytest.raises((SourceError, SourceUnavailableError)) as caught:
         fetch(url, tmp_path / "d", kind="dataset", env={})
     assert "\n" not in str(caught.value)
     assert "user:pw" not in str(caught.value)
+    assert reached == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -169,10 +193,12 @@ def test_a_login_in_the_address_of_a_service_is_not_repeated(
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", [url for url in URLS if url != "http://127.0.0.1/x.csv"])
-def test_no_redirect_leads_to_one(url: str, web: FileServer, tmp_path: Path) -> None:
-    web.faults = [Fault("x.csv", status=302, headers={"Location": url})]
-    env = {"PEFTJOB_ALLOW_PRIVATE": "127.0.0.1"}  # where the redirect comes from
-    with pytest.raises((SourceError, SourceUnavailableError)):
-        fetch(f"http://127.0.0.1:{web.port}/x.csv", tmp_path / "d", kind="dataset", env=env)
+@pytest.mark.parametrize("url", URLS)
+def test_no_redirect_leads_to_one(url: str, reached: list[object], tmp_path: Path) -> None:
+    with FileServer(ALLOWED) as web:
+        web.faults = [Fault("x.csv", status=302, headers={"Location": url})]
+        env = {"PEFTJOB_ALLOW_PRIVATE": ALLOWED}
+        with pytest.raises((SourceError, SourceUnavailableError)):
+            fetch(f"http://{ALLOWED}:{web.port}/x.csv", tmp_path / "d", kind="dataset", env=env)
+        assert set(reached) == {(ALLOWED, web.port)}
     assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ import pytest
 
 from peftjob.errors import SourceError, SourceUnavailableError
 from provider import Fetched, fetch
-from provider.base import Kind
+from provider.base import Kind, Request
+from provider.hub import find
 from tests.hub_server import TOKEN, Fault, HubServer
 
 WEIGHTS = bytes(range(256)) * 20_000
@@ -77,6 +78,7 @@ def test_a_gated_repository_says_where_to_accept_its_terms(hub: HubServer, tmp_p
     [
         ("hf://org/none", r"the model org/none is not on .*or set HF_TOKEN"),
         ("hf://org/tiny@v9", r"has no revision 'v9'; its branches and tags are at"),
+        ("hf://org/tiny@..", r"has no revision '\.\.'"),
         ("hf://org/tiny/config.json", "is no repository of the Hub; write hf://org/name"),
         ("hf://../../x", "is no repository of the Hub"),
         ("hf://datasets/org/rows", "does not name a model"),
@@ -90,10 +92,46 @@ def test_what_is_not_there_is_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_disabled_repository_says_where_to_look(hub: HubServer, tmp_path: Path) -> None:
+    told = {"X-Error-Message": "Access to this resource is disabled."}
+    hub.faults = [Fault("/api/", status=403, headers=told)]
+    with pytest.raises(SourceError, match=f"was disabled by the Hub; see {hub.url}/org/tiny"):
+        get(hub, "hf://org/tiny", tmp_path / "model")
+
+
+def test_a_repository_that_was_renamed_is_found(hub: HubServer, tmp_path: Path) -> None:
+    moved = {"Location": "/api/models/org/tiny?blobs=true"}
+    hub.faults = [Fault("/api/models/org/old", status=307, headers=moved)]
+    env = {"HF_ENDPOINT": hub.url}
+    found = find(Request(uri="hf://org/old", kind="model", env=env, scratch=tmp_path))
+    assert found.revision == hub.commit("models", "org/tiny")
+
+
+def test_an_offline_hub_is_one_line(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("provider.hub.HF_HUB_OFFLINE", True)
+    with pytest.raises(SourceError, match="can't be fetched while HF_HUB_OFFLINE is set; unset it"):
+        get(hub, "hf://org/tiny", tmp_path / "model")
+    assert hub.requests == []
+
+
 def test_a_bad_token_is_named_but_not_shown(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="does not accept the token in HF_TOKEN") as caught:
         get(hub, "hf://org/tiny", tmp_path / "model", token="hf_wrong")
     assert "hf_wrong" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("login", "message"),
+    [({}, "without a login; set HF_TOKEN"), ({"token": TOKEN}, "token in HF_TOKEN may not read")],
+)
+def test_a_hub_that_forbids_says_what_is_missing(
+    login: dict[str, str], message: str, hub: HubServer, tmp_path: Path
+) -> None:
+    hub.faults = [Fault("/api/", status=403)]
+    with pytest.raises(SourceError, match=message):
+        get(hub, "hf://org/tiny", tmp_path / "model", **login)
 
 
 def test_two_different_revisions_are_refused(hub: HubServer, tmp_path: Path) -> None:
@@ -110,7 +148,7 @@ def test_a_hub_that_stumbles_is_asked_again(status: int, hub: HubServer, tmp_pat
 
 def test_a_hub_that_is_away_is_unavailable(hub: HubServer, tmp_path: Path) -> None:
     hub.stop()
-    with pytest.raises(SourceUnavailableError, match=r"can't be reached for the model org/tiny"):
+    with pytest.raises(SourceUnavailableError, match=r"model org/tiny can't be listed: .*reached"):
         get(hub, "hf://org/tiny", tmp_path / "model")
 
 
@@ -176,7 +214,7 @@ def test_the_hub_client_itself_gets_a_snapshot_from_the_server(
     )
     env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_TELEMETRY": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     model = Path(done.stdout.split()[0])

@@ -60,7 +60,7 @@ def filled(root: Path, web: FileServer, *, killed_at: int) -> int:
     """How a process ends that fills the volume; 0 is never."""
     code = FILLING.format(root=str(root), url=web.url, operation=killed_at or sys.maxsize)
     env = {**os.environ, "PEFTJOB_ALLOW_PRIVATE": "127.0.0.1"}
-    return subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, timeout=60).returncode
+    return subprocess.run([sys.executable, "-c", code], env=env, cwd=ROOT, timeout=300).returncode
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def killed(source: Source, dest: Path, point: int, *, late: bool = False) -> Non
     reached = threading.Event()
     source.server.watch = lambda sent: sent >= point and reached.set()
     try:
-        assert reached.wait(60)
+        assert reached.wait(300)
         if late:
             process.send_signal(signal.SIGSTOP)
             until_still(lambda: source.server.sent_bytes)
         process.kill()
-        process.wait(10)
+        process.wait(60)
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(60)
         source.server.watch = None
     assert process.returncode == -signal.SIGKILL
 

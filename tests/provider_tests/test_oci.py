@@ -1,8 +1,10 @@
 """oci:// against docker-registry, oci-layout:// against a folder."""
 
+import gzip
 import json
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 import uuid
@@ -172,6 +174,28 @@ def test_layers_that_are_there_are_not_fetched_again(
         proxy.faults, proxy.requests = [], []
         assert "tokenizer.json" in get(uri, tmp_path / "d")
         assert proxy.asked_for(digest(first)) == []
+
+
+def test_a_disk_that_fills_up_while_an_image_is_unpacked_keeps_the_layers(
+    registry: str, tmp_path: Path
+) -> None:
+    layer = gzip.compress(gzip.decompress(layer_of({"models/model.safetensors": bytes(10**7)})))
+    push_image(registry, "org/packed", layer)
+    with FaultProxy(f"http://{registry}") as proxy:
+        uri = f"oci://127.0.0.1:{proxy.port}/org/packed:v1"
+        code = (
+            "import resource; from pathlib import Path; from provider import fetch;"
+            "resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000));"
+            f"fetch({uri!r}, Path({str(tmp_path / 'd')!r}), kind='model', env={{}})"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "NoSpaceError: no space left for" in done.stderr
+        left = {path.name for path in (tmp_path / ".d.partial").iterdir()}
+        assert left == {"source.json", "done.jsonl", "parts", "tree"}
+        proxy.requests.clear()
+        assert get(uri, tmp_path / "d") == ["model.safetensors"]
+        assert proxy.asked_for(digest(layer)) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
 def test_of_an_index_with_an_attestation_the_image_is_fetched(tmp_path: Path) -> None:

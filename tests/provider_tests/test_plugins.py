@@ -91,7 +91,7 @@ def fetched(site: Path, uri: str, kind: str = "dataset", revision: str | None = 
         env={"PYTHONPATH": f"{ROOT}:{site}", "HOME": str(site)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     return done.stdout or done.stderr.strip().splitlines()[-1]
 

@@ -96,7 +96,7 @@ def test_a_file_of_unknown_version_is_read_by_one_connection(tmp_path: Path) -> 
 
 
 def test_ranges_are_read_at_the_same_time(tmp_path: Path) -> None:
-    together = threading.Barrier(4, timeout=10)
+    together = threading.Barrier(4, timeout=60)
 
     class Slow(Store):
         def open_range(self, start: int, end: int) -> Body:

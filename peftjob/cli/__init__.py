@@ -10,10 +10,11 @@ verb that needs them, so that `peftjob --help` answers at once.
 
 import argparse
 from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 from peftjob.cli import adapter, data, estimate, jobs, serve, train
-from peftjob.errors import run_main
+from peftjob.errors import UsageError, run_main
 
 EPILOG = """examples:
   peftjob data check train.jsonl --model models/tiny
@@ -29,14 +30,29 @@ VERBS = (data, estimate, train, jobs, serve, adapter)
 """In the order of --help."""
 
 
+class _Parser(argparse.ArgumentParser):
+    """Whose errors are one line: what a verb takes fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UsageError.exit_code, f"error: {message}; see {self.prog} --help\n")
+
+
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run one command; exits with the codes of peftjob.errors."""
-    args = _parser().parse_args(argv)
+    args, unknown = _parser().parse_known_args(argv)
+    if unknown:
+        args.parser.error(_unknown(unknown[0], args.parser))
     run_main(lambda: args.run(args), debug=args.debug)
 
 
+def _unknown(given: str, parser: argparse.ArgumentParser) -> str:
+    options = [option for action in parser._actions for option in action.option_strings]
+    close = get_close_matches(given.partition("=")[0], options, n=1)
+    return f"there is no {given}" + (f" (did you mean {close[0]}?)" if close else "")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="peftjob",
         description="Tune language models with PEFT on Kubeflow, publish the adapter, serve it.",
         epilog=EPILOG,

@@ -101,8 +101,8 @@ def _table(spec: "PeftJobSpec", estimate: "Estimate") -> str:
             + ("es" if estimate.processes > 1 else ""),
         ),
     ]
-    if estimate.total_steps is not None:
-        rows.append(("steps", f"{estimate.total_steps:,}"))
+    known = estimate.total_steps is not None
+    rows.append(("steps", f"{estimate.total_steps:,}" if known else "with --rows N they are known"))
     if estimate.flops is not None:
         rows.append(("arithmetic", f"{estimate.flops / 1e15:,.3g} PFLOP"))
     return "".join(f"{name:21} {text}\n" for name, text in rows)

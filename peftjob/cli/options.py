@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def add_verb(verbs: Any, name: str, run: Any, text: str) -> argparse.ArgumentParser:
-    """Register the sub-command `name`: `run(args)` returns its exit code."""
+    """Register the sub-command `name`: `run(args)` returns its exit code; `args.parser` is its."""
     parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
@@ -58,14 +59,7 @@ def client(args: argparse.Namespace) -> "TrainingClient":
         from peftjob.local import LocalCluster
 
         return TrainingClient(cluster=LocalCluster(args.home), **given)
-    from kubernetes.config import ConfigException
-
-    try:
-        return TrainingClient(**given)
-    except ConfigException as err:
-        raise UsageError(
-            f"no Kubernetes cluster: {err}; set KUBECONFIG, or use --local for this machine"
-        ) from err
+    return TrainingClient(**given)
 
 
 def namespace(args: argparse.Namespace) -> str:
@@ -102,8 +96,8 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     for path, value in (
         ("name", args.name),
         ("namespace", getattr(args, "namespace", None)),
-        ("base_model.source", _source(args.model)),
-        ("dataset.source", _source(args.dataset)),
+        ("base_model.source", _source("--model", args.model, "./folder")),
+        ("dataset.source", _source("--dataset", args.dataset, "./rows.jsonl")),
         ("num_workers", args.workers),
         ("output.registry.ref", getattr(args, "registry", None)),
     ):
@@ -117,10 +111,22 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
-def _source(given: str | None) -> str | None:
-    """The URI of a file or folder of this machine; what is none is left as it is."""
-    path = Path(given).expanduser() if given and "://" not in given else None
-    return path.resolve().as_uri() if path and path.exists() else given
+def _source(option: str, given: str | None, example: str) -> str | None:
+    """A URI; of a file or folder of this machine too.
+
+    Raises:
+        UsageError: there is no such file or folder.
+    """
+    if given is None or "://" in given:
+        return given
+    path = Path(given).expanduser()
+    if not path.exists():
+        hub = f"hf://{given}" if re.fullmatch(r"\w[\w.-]*/[\w.-]+", given) else "hf://org/name"
+        raise UsageError(
+            f"{option} {given!r}: there is no such file or folder here; give one, such as "
+            f"{example}, or a URI, such as {hub}"
+        )
+    return path.resolve().as_uri()
 
 
 def _scalar(text: str) -> Any:

@@ -17,7 +17,7 @@ MINIMAL = ["--name", "docs", "--model", "hf://org/model", "--dataset", "file:///
 def run(*args: str, kubeconfig: Path = Path("/nonexistent")) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "KUBECONFIG": str(kubeconfig)}
     return subprocess.run(
-        [PEFTJOB, *args], capture_output=True, text=True, check=False, env=environment, timeout=120
+        [PEFTJOB, *args], capture_output=True, text=True, check=False, env=environment, timeout=600
     )
 
 
@@ -86,6 +86,10 @@ def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
         (("train", *MINIMAL, "--set", "name\n.first=1"), 2, "write PATH=VALUE"),
         (("train", *MINIMAL, "--set", "training.learning_rate=inf"), 2, "a finite number"),
         (("train", *MINIMAL, "--registry", "not a ref", "--dry-run"), 2, "is no reference of an"),
+        (("train", *MINIMAL[:2], "--model", "./nope"), 2, "--model './nope': there is no such"),
+        (("estimate", "--model", "org/name"), 2, "such as hf://org/name"),
+        (("train", "--modle", "a"), 2, "there is no --modle (did you mean --model?)"),
+        (("trian",), 2, "'trian' (choose from 'data', "),
         (("list",), 2, "no Kubernetes cluster"),
         (("serve", "docs"), 2, "--local"),
     ],
@@ -116,11 +120,14 @@ def test_a_home_that_can_not_be_made_is_one_line() -> None:
 def test_list_get_logs_and_delete_show_a_job(cluster: Cluster) -> None:
     home = ["--home", str(cluster.local.root)]
     assert "no jobs" in run("list", *home).stdout
-    cluster.create("shell", "echo hello; sleep 2")
+    cluster.create("shell", f"echo hello; {cluster.held}")
     cluster.wait("shell", "Running")
+    cluster.release()
     assert run("logs", "shell", "--follow", *home).stdout == "hello\n"
-    assert "shell" in run("list", *home).stdout
-    assert "Succeeded" in run("list", *home).stdout
+    cluster.wait("shell", "Succeeded")
+    listed = run("list", *home).stdout
+    assert "shell" in listed
+    assert "Succeeded" in listed
     assert yaml.safe_load(run("get", "shell", "-o", "yaml", *home).stdout)["kind"] == "PyTorchJob"
     assert "left no result" in run("get", "shell", *home).stdout
     assert run("delete", "shell", *home).stdout == "job shell deleted\n"

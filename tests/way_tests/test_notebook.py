@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,7 +12,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 from tests.local_tests.conftest import Cluster
 
 SUBMIT = """
-import os, signal
+import os, signal, time
 from peftjob import LocalCluster, TrainingClient
 client = TrainingClient(cluster=LocalCluster({root!r}))
 
@@ -22,31 +23,35 @@ def train():
         time.sleep(0.1)
 
 client.create_job(name="nb", train_func=train)
-while not client.is_job_running("nb"):
-    pass
+while not client.is_job_running("nb") and not client.is_job_succeeded("nb"):
+    time.sleep(0.05)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 FIND = """
 from peftjob import LocalCluster, TrainingClient
 client = TrainingClient(cluster=LocalCluster({root!r}))
-job = client.job("nb").wait(timeout_s=60)
+job = client.job("nb").wait(timeout_s=600)
 print(job)
 print(job.logs())
 """
 
 
+@pytest.fixture(autouse=True)
+def _own_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A kernel without a home keeps its profile where temporary files lie, for good."""
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+
+
 def _run(source: str) -> str:
     """Execute one cell in a kernel of its own; returns what it prints."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     return "".join(output.get("text", "") for output in notebook.cells[0].outputs)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_second_notebook_finds_the_job_of_a_killed_one(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+def test_a_second_notebook_finds_the_job_of_a_killed_one(cluster: Cluster) -> None:
     root = os.fspath(cluster.local.root)
     with contextlib.suppress(DeadKernelError, CellExecutionError):
         _run(SUBMIT.format(root=root))
@@ -70,18 +75,15 @@ def train():
         time.sleep(1)
 
 client.create_job(name="nb", train_func=train)
-client.job("nb").wait(timeout_s=60, progress=True)
+client.job("nb").wait(timeout_s=600)
 """
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_notebook_shows_one_picture_that_follows_the_job(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+def test_a_notebook_shows_one_picture_that_follows_the_job(cluster: Cluster) -> None:
     source = WATCH.format(root=os.fspath(cluster.local.root))
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
-    NotebookClient(notebook, timeout=90, kernel_name="python3").execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
     shown = [output["data"] for output in notebook.cells[0].outputs]
     assert len(shown) == 2
     assert "Succeeded" in shown[0]["text/html"]

@@ -5,7 +5,7 @@ model once, the adapters beside it, and answers each request with the adapter th
 names. It runs on the KServe SDK (data plane, model repository, REST server); the OpenAI routes are
 ours, because those of the SDK can't be imported without vLLM.
 
-    args        command line → Settings
+    args, settings    command line → what the server is started with
     sources     where the base model is; adapter SOURCE → folder, digest, fingerprint
     listener    the socket
     engine      the Protocol of an engine, and the values that pass through it

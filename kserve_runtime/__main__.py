@@ -14,11 +14,12 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from kserve_runtime.adapter_cache import adapter_cache
-from kserve_runtime.args import Settings, parse_args
+from kserve_runtime.args import parse_args
 from kserve_runtime.base_weights import check_trained_on, served_weights
 from kserve_runtime.engines import check_engine, start_engine
 from kserve_runtime.keys import KeyFile, Limits
 from kserve_runtime.listener import bind, is_loopback
+from kserve_runtime.settings import Settings
 from kserve_runtime.sources import check_base_model, fetch_adapter, fingerprint
 from peftjob.errors import PeftJobError, exit_with, run_main
 

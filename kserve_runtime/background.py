@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from kserve_runtime.errors import busy
+from kserve_runtime.engine import EngineBusyError
 
 Result = TypeVar("Result")
 
@@ -56,10 +56,10 @@ class LongReads:
         """What `read` returns. Who no longer waits for its turn is never read.
 
         Raises:
-            ApiError: 429, too many are waiting.
+            EngineBusyError: too many are waiting.
         """
         if self._pending >= self._most:
-            raise busy(f"{self._pending} long requests are read or wait for it already")
+            raise EngineBusyError(f"{self._pending} long requests are read or wait for it already")
         self._pending += 1
         try:
             await self._one_at_a_time.acquire()

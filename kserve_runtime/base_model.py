@@ -22,9 +22,9 @@ from transformers import (
 )
 
 from kserve_runtime.adapter_files import projection_size
-from kserve_runtime.args import Dtype
 from kserve_runtime.attention import attend_in_float32
 from kserve_runtime.packed import pack_projections
+from kserve_runtime.settings import Dtype
 from peftjob.errors import ModelError
 
 BATCHABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})

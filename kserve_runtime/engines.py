@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from kserve_runtime.args import EngineName, Settings
+from kserve_runtime.settings import EngineName, Settings
 from peftjob.cgroup import free_memory_bytes, usable_cpus
 from peftjob.errors import UsageError
 

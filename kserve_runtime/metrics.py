@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections import Counter as Tally
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -15,6 +16,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from kserve_runtime.engine import Chunk, Engine, EngineBusyError, Mix
+from kserve_runtime.errors import ApiError
 from kserve_runtime.streams import ClientGoneError, DeadlineError
 
 BLEND = "(blend)"
@@ -84,52 +86,69 @@ class Metrics:
         self._loads.labels(name, "unloaded").inc()
         self._loaded.remove(name)
 
+    @contextmanager
+    def unanswered(self, mix: Mix) -> Iterator[None]:
+        """Count a request that ends here without its answer; none that is wrong in itself."""
+        try:
+            yield
+        except ApiError:
+            raise
+        except BaseException as err:
+            self._requests.labels(self.label(mix), _outcome(err)).inc()
+            raise
+
     async def measured(
-        self, source: AsyncGenerator[tuple[int, Chunk]], mix: Mix, *, prompt_tokens: int
+        self,
+        source: AsyncGenerator[tuple[int, Chunk]],
+        mix: Mix,
+        *,
+        prompt_tokens: int,
+        read_s: float = 0.0,
     ) -> AsyncGenerator[tuple[int, Chunk]]:
-        """The chunks of a request's answers as they are, timed and counted as they pass."""
+        """The chunks of a request's answers as they are, timed and counted as they pass.
+
+        `read_s`: what the reading of the prompt has taken before.
+        """
         label = self.label(mix)
-        outcome = "failed"
-        begin = time.monotonic()
+        begin = time.monotonic() - read_s
         firsts: dict[int, float] = {}
         tokens: Tally[int] = Tally()
-        try:
-            async for index, chunk in source:
-                now = time.monotonic()
-                if prompt_tokens:  # not before the first chunk: a refused request has none
-                    self._prompt_tokens.labels(label).inc(prompt_tokens)
-                    prompt_tokens = 0
-                if chunk.queued_s is not None:
-                    self._queue.labels(label).observe(chunk.queued_s)
-                if chunk.new_tokens:
-                    self._new_tokens.labels(label).inc(chunk.new_tokens)
-                    if index not in firsts:
-                        firsts[index] = now
-                        self._first.labels(label).observe(now - begin)
-                    tokens[index] += chunk.new_tokens
-                if chunk.finish_reason and tokens[index] > 1:
-                    mean = (now - firsts[index]) / (tokens[index] - 1)
-                    self._token.labels(label).observe(mean)
-                yield index, chunk
-            outcome = "answered"
-        except EngineBusyError:
-            outcome = "busy"
-            raise
-        except DeadlineError:
-            outcome = "late"
-            raise
-        except (ClientGoneError, asyncio.CancelledError, GeneratorExit):
-            outcome = "cancelled"
-            raise
-        finally:
-            self._requests.labels(label, outcome).inc()
-            if outcome == "answered":
-                self._whole.labels(label).observe(time.monotonic() - begin)
-            await source.aclose()
+        with self.unanswered(mix):
+            async with aclosing(source):
+                async for index, chunk in source:
+                    now = time.monotonic()
+                    if prompt_tokens:  # not before the first chunk: a refused request has none
+                        self._prompt_tokens.labels(label).inc(prompt_tokens)
+                        prompt_tokens = 0
+                    if chunk.queued_s is not None:
+                        self._queue.labels(label).observe(chunk.queued_s)
+                    if chunk.new_tokens:
+                        self._new_tokens.labels(label).inc(chunk.new_tokens)
+                        if index not in firsts:
+                            firsts[index] = now
+                            self._first.labels(label).observe(now - begin)
+                        tokens[index] += chunk.new_tokens
+                    if chunk.finish_reason and tokens[index] > 1:
+                        mean = (now - firsts[index]) / (tokens[index] - 1)
+                        self._token.labels(label).observe(mean)
+                    yield index, chunk
+        self._requests.labels(label, "answered").inc()
+        self._whole.labels(label).observe(time.monotonic() - begin)
 
     def to_text(self) -> bytes:
         """All of it, as Prometheus reads it."""
         return generate_latest(self.registry)
+
+
+def _outcome(err: BaseException) -> str:
+    match err:
+        case EngineBusyError():
+            return "busy"
+        case DeadlineError():
+            return "late"
+        case ClientGoneError() | asyncio.CancelledError() | GeneratorExit():
+            return "cancelled"
+    return "failed"
 
 
 class _EngineCollector:

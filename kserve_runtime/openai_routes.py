@@ -1,5 +1,6 @@
 """The OpenAI protocol over an Engine: models, chat completions and completions, streamed or not."""
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -94,7 +95,7 @@ class OpenAIRoutes:
     async def chat(self, http: Request) -> Response:
         body = await read_body(http, ChatCompletionRequest)
         voice = self._resolve(body)
-        requests = await self._read(http, partial(self._prompts.from_chat, body, voice))
+        requests = await self._read(http, voice, partial(self._prompts.from_chat, body, voice))
         prompt_tokens = len(requests[0].prompt)
         stream = self._answer(http, requests, voice, prompt_tokens)
         envelope = _envelope("chatcmpl", "chat.completion", body.model)
@@ -128,7 +129,7 @@ class OpenAIRoutes:
         body = await read_body(http, CompletionRequest)
         voice = self._resolve(body)
         prompts, requests = await self._read(
-            http, partial(self._prompts.from_completion, body, voice)
+            http, voice, partial(self._prompts.from_completion, body, voice)
         )
         prompt_tokens = sum(len(prompt.tokens) for prompt in prompts)
         stream = self._answer(http, requests, voice, prompt_tokens)
@@ -159,17 +160,18 @@ class OpenAIRoutes:
         slots = self._engine.capacity.adapter_slots
         return resolve(body.model, body.adapters, self._catalogue, slots=slots)
 
-    async def _read(self, http: Request, read: Callable[[], Read]) -> Read:
+    async def _read(self, http: Request, voice: Voice, read: Callable[[], Read]) -> Read:
         """What `read` makes of the body, while the client is there and in time."""
-        if http.state.body_bytes <= SHORT_BYTES:
-            return read()
 
         async def reading() -> AsyncGenerator[Read]:
             yield await self._reads.read(read)
 
-        wanted = while_wanted(http, reading(), self._deadline_s, since=http.state.began)
-        async with aclosing(wanted):
-            return await anext(wanted)
+        with self._metrics.unanswered(voice.mix):
+            if http.state.body_bytes <= SHORT_BYTES:
+                return read()
+            wanted = while_wanted(http, reading(), self._deadline_s, since=http.state.began)
+            async with aclosing(wanted):
+                return await anext(wanted)
 
     def _answer(
         self, http: Request, requests: Sequence[EngineRequest], voice: Voice, prompt_tokens: int
@@ -177,7 +179,8 @@ class OpenAIRoutes:
         """The chunks of all answers, while the client is there and in time, and measured."""
         stream = merge([self._engine.generate(request) for request in requests])
         stream = while_wanted(http, stream, self._deadline_s, since=http.state.began)
-        return self._metrics.measured(stream, voice.mix, prompt_tokens=prompt_tokens)
+        read_s = asyncio.get_running_loop().time() - http.state.began
+        return self._metrics.measured(stream, voice.mix, prompt_tokens=prompt_tokens, read_s=read_s)
 
     def _card(self, model: Model) -> Json:
         return model_card(

@@ -40,6 +40,8 @@ class Row:
         self.last_token = -1
         self._answer: list[int] = []
         self.finished = False
+        self.failed = False
+        """With an error: nothing that was computed for it is used again."""
         self.cancelled = False
         """Set from any thread when nobody waits for the answer any more."""
         self._ends = eos_token_ids | request.sampling.stop_token_ids
@@ -110,7 +112,7 @@ class Row:
 
     def fail(self, reason: str) -> None:
         """Deliver an error instead of the rest."""
-        self.finished = True
+        self.finished = self.failed = True
         self._deliver(EngineFailedError(reason))
 
     def _finish(self, chunk: Chunk) -> None:

@@ -8,6 +8,7 @@ gives every row one token. Rows with different adapters, blends of them, or none
 
 # ruff: noqa: N803, N806  (names of tensors end with their shape)
 
+import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from kserve_runtime.sampling import choose, penalise, score
 
 PREFILL_TOKENS = 512
 """Prompt tokens a forward pass takes, which bounds the memory that scoring a prompt needs."""
+
+NOT_FINITE = "what the model computed for this request is not finite"
+"""Of a model or an adapter whose numbers grow beyond all bounds: with great strengths, say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,15 +205,18 @@ class RunningBatch:
     def _end_reading(self, reading: _Reading, logits_BV: torch.Tensor) -> None:
         row, cache = reading.row, reading.cache
         prompt = row.request.prompt
-        if row.request.prompt_logprobs:
-            row.show_prompt([ScoredToken(prompt[0], None), *reading.scores])
-        if row.request.sampling.max_tokens == 0:
-            row.end("length")
+        if any(math.isnan(token.logprob or 0) for token in reading.scores):
+            row.fail(NOT_FINITE)
         else:
-            self._advance([row], logits_BV)
-        self.prefixes.keep(
-            row.request.mix, prompt, [(layer.keys, layer.values) for layer in cache.layers]
-        )
+            if row.request.prompt_logprobs:
+                row.show_prompt([ScoredToken(prompt[0], None), *reading.scores])
+            if row.request.sampling.max_tokens == 0:
+                row.end("length")
+            else:
+                self._advance([row], logits_BV)
+        if not row.failed:
+            layers = [(layer.keys, layer.values) for layer in cache.layers]
+            self.prefixes.keep(row.request.mix, prompt, layers)
         if not row.finished:
             self._join(row, cache)
         self._reading = None
@@ -242,6 +249,9 @@ class RunningBatch:
         penalised_BV = self._penalise(rows, logits_BV)
         tokens = choose(penalised_BV, samplings, [row.generator for row in rows])
         for at, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if token is None:
+                row.fail(NOT_FINITE)
+                continue
             count = row.request.sampling.logprobs
             scored = None if count is None else score(logits_BV[at : at + 1], [token], count)[0]
             room = self._base.context_tokens - len(row.request.prompt)
@@ -262,7 +272,7 @@ class RunningBatch:
         if self._kv is None or not gone:
             return
         for at in gone:
-            if self.prefixes.takes(self._kv.copy_bytes(at)):
+            if not rows[at].failed and self.prefixes.takes(self._kv.copy_bytes(at)):
                 self.prefixes.keep(rows[at].request.mix, rows[at].read, self._kv.copy(at))
         if len(gone) == len(rows):
             self._generating, self._kv = [], None

@@ -21,6 +21,8 @@ BLOCK_TOKENS = 256
 away; a float64 one takes many times as long."""
 CACHED_NUMBERS = 1 << 18
 """A processor is fastest with what stays in its cache."""
+LEAST_LOGPROB = -9999.0
+"""OpenAI's, of a token that can't come: JSON has no infinity."""
 LEAST_TEMPERATURE = 1e-30
 """Below, logits overflow; it takes the likeliest token all the same."""
 
@@ -40,8 +42,11 @@ def choose(
     logits_BV: torch.Tensor,
     samplings: list[Sampling],
     generators: list[torch.Generator],
-) -> list[int]:
-    """The next token of each row: (batch, vocab) → batch tokens."""
+) -> list[int | None]:
+    """The next token of each row: (batch, vocab) → batch tokens; None where the largest logit is
+    not finite, so that there is nothing to choose by."""
+    # NaN counts as the largest.
+    finite_B = logits_BV.amax(-1).isfinite()
     alike: dict[tuple[float, int, float] | None, list[int]] = {}
     for row, sampling in enumerate(samplings):
         cut = (sampling.temperature, sampling.top_k, sampling.top_p)
@@ -60,7 +65,9 @@ def choose(
                 chosen += _draw(_of(logits_BV, part), torch.stack(points), *how)
         for row, token in zip(rows, chosen, strict=True):
             tokens[row] = token
-    return tokens
+    # Asked last: a GPU is through by now, and need not be waited for once more.
+    finite: list[bool] = finite_B.tolist()
+    return [token if is_finite else None for token, is_finite in zip(tokens, finite, strict=True)]
 
 
 def _of(logits_BV: torch.Tensor, rows: list[int]) -> torch.Tensor:
@@ -153,7 +160,7 @@ def score(logits_TV: torch.Tensor, tokens: list[int], count: int) -> list[Scored
         tokens: T tokens.
         count: alternatives to list; 0 lists none.
     """
-    logprobs_TV = torch.log_softmax(logits_TV.float(), -1)
+    logprobs_TV = torch.log_softmax(logits_TV.float(), -1).clamp(min=LEAST_LOGPROB)
     ids_T1 = torch.tensor(tokens, device=logits_TV.device).unsqueeze(-1)
     chosen: list[float] = logprobs_TV.gather(-1, ids_T1).squeeze(-1).tolist()
     if not count:

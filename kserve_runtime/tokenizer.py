@@ -5,15 +5,25 @@ others with the base model's. May import peftjob.errors.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import AutoTokenizer
 
 from peftjob.errors import ModelError
+
+TEMPLATE_S = 1.0
+"""Of the processor's time that a chat template may take; a chat of 5,000 messages takes 0.2 s."""
+LINES_BETWEEN_LOOKS = 64
+"""At the clock, which takes longer than a line."""
 
 
 class PromptError(ValueError):
@@ -129,13 +139,15 @@ class PromptTokenizer:
                 "into its folder"
             )
         try:
-            text: str = self._tokenizer.apply_chat_template(
+            write = partial(
+                self._tokenizer.apply_chat_template,
                 list(messages),
                 chat_template=template,
                 tools=list(tools) or None,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
+            text = _run_template(write, TEMPLATE_S)
             text.encode()  # half a surrogate pair is no text to a tokenizer
         except TemplateSyntaxError as err:
             raise DamagedTemplateError(f"the chat template is damaged: {_one_line(err)}") from err
@@ -176,6 +188,31 @@ class PromptTokenizer:
         ids = self.encode(after, special_tokens=False)
         special = set(self._tokenizer.all_special_ids) | set(self._tokenizer.added_tokens_decoder)
         return frozenset({ids[0]} & special if ids else ())
+
+
+def _run_template(write: Callable[[], str], seconds: float) -> str:
+    """What a chat template writes, if it takes no more than so much of the processor's time.
+
+    Jinja's sandbox bounds a loop, but not loops in loops, and meanwhile no other request goes on.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    end = time.thread_time() + seconds
+    lines = count()
+
+    def look(frame: FrameType, event: str, arg: object) -> Any:
+        if next(lines) % LINES_BETWEEN_LOOKS == 0 and time.thread_time() > end:
+            raise TimeoutError(f"it takes more than {seconds:g} s")
+        # Line by line in what Jinja has made of a template; elsewhere each call is enough.
+        return look if frame.f_code.co_filename == "<template>" else None
+
+    before = sys.gettrace()
+    sys.settrace(look)
+    try:
+        return write()
+    finally:
+        sys.settrace(before)
 
 
 def _one_line(err: Exception) -> str:

@@ -11,8 +11,8 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from kserve_runtime.args import Dtype
 from kserve_runtime.engine import Request, ScoredToken
+from kserve_runtime.settings import Dtype
 from kserve_runtime.vllm_mixes import KEPT_MIXES
 from peftjob.errors import ModelError
 

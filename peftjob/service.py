@@ -2,11 +2,12 @@
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import requests
 
-from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError
+from peftjob.errors import ConflictError, JobError, JobTimeoutError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from peftjob.client import TrainingClient
@@ -23,13 +24,16 @@ def create_service(client: "TrainingClient", body: dict[str, Any]) -> "Service":
     Raises:
         ConflictError: there is one of that name.
         JobError: the cluster refused it.
+        UsageError: it names a Secret that is not there.
     """
     from kubernetes.client import ApiException
 
-    from peftjob.objects import refused
+    from peftjob import preflight
+    from peftjob.objects import Objects, refused
 
     metadata = body["metadata"]
     name, namespace = metadata["name"], metadata["namespace"]
+    preflight.check_service(body, Objects(client, namespace))
     try:
         client.custom_api.create_namespaced_custom_object(
             *INFERENCE_API, namespace, "inferenceservices", body
@@ -38,10 +42,32 @@ def create_service(client: "TrainingClient", body: dict[str, Any]) -> "Service":
         if err.status == 409:
             raise ConflictError(
                 f"a server {name!r} is there already; stop it first "
-                f"(`peftjob serve {name} --stop`), or choose another name"
+                f"(client.service({name!r}).stop(), in a shell `peftjob serve {name} --stop` with "
+                "the options that started it), or choose another name"
             ) from err
         raise refused("InferenceService", name, err) from err
     return Service(client, name, namespace)
+
+
+def default_model(server: str, models: Sequence[Mapping[str, Any]]) -> str:
+    """What a server is asked for that nobody has named: what has its name, or its only adapter.
+
+    Args:
+        server: its name.
+        models: as it lists them.
+
+    Raises:
+        UsageError: it has several adapters, none of that name.
+    """
+    names = [model["id"] for model in models]
+    adapters = [model["id"] for model in models if model["parent"] is not None]
+    if server in names:
+        return server
+    if len(adapters) > 1:
+        raise UsageError(
+            f"the server {server!r} has {', '.join(names)}; say which to ask (--model NAME)"
+        )
+    return str((adapters or names)[0])
 
 
 class Service:
@@ -68,7 +94,7 @@ class Service:
                 raise
             raise NotFoundError(
                 f"no InferenceService {self.name!r} in namespace {self.namespace!r}; "
-                "`peftjob serve JOB` starts one"
+                "`peftjob list` shows those that there are, `peftjob serve JOB` starts one"
             ) from err
         return found
 
@@ -102,40 +128,35 @@ class Service:
             time.sleep(POLL_S)
 
     def ask(
-        self, question: str, *, model: str, max_tokens: int = 256, key: str | None = None
+        self,
+        question: str,
+        *,
+        model: str | None = None,
+        max_tokens: int = 256,
+        key: str | None = None,
     ) -> str:
         """One answer, greedily decoded.
 
         Args:
-            model: The name of an adapter, or of the base model.
+            model: The name of an adapter, or of the base model; None takes what has the server's
+                name, or else its only adapter.
             key: One of the keys that the server asks for; None takes $OPENAI_API_KEY.
 
         Raises:
             JobError: the server is not ready, or refused the question.
+            UsageError: which model is meant has to be said.
         """
-        url = self.url
-        if url is None:
-            raise JobError(f"the server {self.name!r} is not ready yet; wait() for it")
         key = key or os.environ.get(KEY_ENV)
+        if model is None:
+            model = default_model(self.name, self._call("GET", "models", key)["data"])
         body = {
             "model": model,
             "messages": [{"role": "user", "content": question}],
             "max_tokens": max_tokens,
             "temperature": 0,
         }
-        try:
-            answer = requests.post(
-                f"{url}/openai/v1/chat/completions",
-                json=body,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=(5, 600),
-            )
-            data = answer.json()
-        except requests.RequestException as err:
-            raise JobError(f"the server {self.name!r} at {url} does not answer: {err}") from err
-        if "error" in data:
-            raise JobError(f"the server {self.name!r} refused: {data['error']['message']}")
-        return str(data["choices"][0]["message"]["content"])
+        answer = self._call("POST", "chat/completions", key, body)
+        return str(answer["choices"][0]["message"]["content"])
 
     def stop(self, *, timeout_s: float = 60.0) -> None:
         """Delete the InferenceService; on a local cluster, wait until its process has ended."""
@@ -153,6 +174,23 @@ class Service:
             ):
                 return
             time.sleep(POLL_S)
+
+    def _call(self, method: str, path: str, key: str | None, body: Any = None) -> dict[str, Any]:
+        """What a route of the OpenAI protocol answers."""
+        url = self.url
+        if url is None:
+            raise JobError(f"the server {self.name!r} is not ready yet; wait() for it")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        try:
+            answer = requests.request(
+                method, f"{url}/openai/v1/{path}", json=body, headers=headers, timeout=(5, 600)
+            )
+            data: dict[str, Any] = answer.json()
+        except requests.RequestException as err:
+            raise JobError(f"the server {self.name!r} at {url} does not answer: {err}") from err
+        if "error" in data:
+            raise JobError(f"the server {self.name!r} refused: {data['error']['message']}")
+        return data
 
     def _condition(self, body: dict[str, Any]) -> bool:
         conditions = (body.get("status") or {}).get("conditions") or ()

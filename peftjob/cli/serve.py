@@ -2,11 +2,13 @@
 
 import argparse
 import re
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peftjob.cli.options import add_cluster, add_verb, client
+from peftjob.cli.options import add_cluster, add_verb, client, where
 from peftjob.cli.output import console, print_yaml
 from peftjob.errors import JobError, UsageError
 
@@ -65,7 +67,11 @@ def add(verbs: Any) -> None:
     ask = add_verb(verbs, "ask", _ask, "ask a served adapter")
     ask.add_argument("name", help="of the server")
     ask.add_argument("question")
-    ask.add_argument("--model", help="an adapter, or the base model (default: the server's name)")
+    ask.add_argument(
+        "--model",
+        help="an adapter, or the base model (default: what has the server's name, or the only "
+        "adapter)",
+    )
 
     for parser in (serve, ask):
         add_cluster(parser)
@@ -104,7 +110,7 @@ def _serve(args: argparse.Namespace) -> int:
         body = render(name, base_model, adapters, **options)
         print_yaml([serving_runtime(namespace, gpu=args.gpu), body])
         return 0
-    return _wait(api.serve(name, base_model, adapters, **options))
+    return _wait(api.serve(name, base_model, adapters, **options), args)
 
 
 def _serve_file(args: argparse.Namespace) -> int:
@@ -124,7 +130,7 @@ def _serve_file(args: argparse.Namespace) -> int:
     namespace = args.namespace or file.service["metadata"].get("namespace") or api.namespace
     if args.stop:
         return _stop(api.service(file.name, namespace=namespace))
-    return _wait(_create(api, file, namespace))
+    return _wait(_create(api, file, namespace), args)
 
 
 def _create(api: "TrainingClient", file: "ServiceFile", namespace: str) -> "Service":
@@ -213,7 +219,7 @@ def _server_name(base_model: str, adapters: Mapping[str, str]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", next(iter(adapters), model_name(base_model)).lower())
 
 
-def _wait(service: "Service") -> int:
+def _wait(service: "Service", args: argparse.Namespace) -> int:
     try:
         with console().status(f"starting the server {service.name}"):
             url = service.wait()
@@ -221,7 +227,12 @@ def _wait(service: "Service") -> int:
         # It would be started again and again, and stand in the way of the next attempt.
         service.stop()
         raise
+    except KeyboardInterrupt:
+        again = shlex.join(["peftjob", "serve", "--stop", "--name", service.name, *where(args)])
+        print(f"the server goes on starting; stop it with: {again}", file=sys.stderr)
+        raise
     print(f"{url}/openai/v1")
+    print(f"in a browser: {url}", file=sys.stderr)
     return 0
 
 
@@ -233,5 +244,5 @@ def _stop(service: "Service") -> int:
 
 def _ask(args: argparse.Namespace) -> int:
     service = client(args).service(args.name, namespace=args.namespace)
-    print(service.ask(args.question, model=args.model or args.name))
+    print(service.ask(args.question, model=args.model))
     return 0

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,8 +23,10 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
+from peftjob.local.ports import free_port
+
 REPOSITORY = Path(__file__).parents[2]
-READY_S = 60
+READY_S = 300
 
 TEMPLATE = (
     "{% for m in messages %}"
@@ -180,7 +181,7 @@ class Server:
     def status(self, path: str) -> int | None:
         """The status that GET gets; None where nothing answers."""
         try:
-            return httpx.get(self.url + path, timeout=10).status_code
+            return httpx.get(self.url + path, timeout=60).status_code
         except httpx.ConnectError:
             return None
 
@@ -196,19 +197,17 @@ class Server:
         """SIGTERM, and the exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=20)
+            return self.process.wait(timeout=120)
         finally:
             with suppress(ProcessLookupError):
                 self.process.kill()
             self.process.wait()
-            self.reader.join(timeout=5)
+            self.reader.join(timeout=60)
 
 
 @contextmanager
 def running_server(*args: str, env: dict[str, str] | None = None) -> Iterator[Server]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "kserve_runtime", "--http_port", str(port), *args],
         cwd=REPOSITORY,
@@ -232,7 +231,7 @@ def running_server(*args: str, env: dict[str, str] | None = None) -> Iterator[Se
     finally:
         if process.poll() is None:
             server.stop()
-        reader.join(timeout=5)
+        reader.join(timeout=60)
 
 
 @pytest.fixture(scope="session")

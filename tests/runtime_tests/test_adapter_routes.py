@@ -112,6 +112,22 @@ def test_a_stream_ends_with_the_version_that_it_began_with(
     assert text == expected
 
 
+def test_an_adapter_is_talked_to_in_its_own_chat_template(
+    world: Any, client: OpenAI, http: httpx.Client, tmp_path: Path
+) -> None:
+    own = "{% for m in messages %}<|system|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+    folder = shutil.copytree(world.adapters["small"], tmp_path / "own")
+    (folder / "chat_template.jinja").write_text(own)
+    load(http, "new", folder.as_uri())
+    text = world.tokenizer.apply_chat_template(QUESTION, chat_template=own, tokenize=False)
+    ids = world.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    answers = {ask(client, "new"), ask(client, "tiny", adapters=[{"name": "new"}])}
+
+    assert answers == {world.tokenizer.decode(world.generate(ids, "small", 24))}
+    assert world.answer("why", "small", 24) not in answers
+
+
 def test_a_strength_is_the_adapters_until_a_request_names_another(
     world: Any, client: OpenAI, http: httpx.Client
 ) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kserve_runtime.args import Settings, parse_args
+from kserve_runtime.args import parse_args
+from kserve_runtime.settings import Settings
 from peftjob import inference
 from peftjob.errors import UsageError
 

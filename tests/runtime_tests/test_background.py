@@ -8,7 +8,7 @@ from typing import NoReturn
 import pytest
 
 from kserve_runtime.background import LongReads, in_background
-from kserve_runtime.errors import ApiError
+from kserve_runtime.engine import EngineBusyError
 
 
 def test_what_work_in_the_background_raises_is_raised() -> None:
@@ -49,7 +49,7 @@ def test_whoever_no_longer_waits_is_not_read_and_a_read_that_nobody_waits_for_ke
         )
         while not begun:
             await asyncio.sleep(0)
-        with pytest.raises(ApiError, match="3 long requests are read or wait for it already; try"):
+        with pytest.raises(EngineBusyError, match="3 long requests are read or wait for it"):
             await reads.read(partial(long, "too many"))
         for gone in (first, second):
             gone.cancel()

@@ -1,15 +1,21 @@
 """Which engine --engine starts."""
 
+import math
 import re
+import shutil
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from kserve_runtime.args import EngineName, parse_args
+from kserve_runtime.args import parse_args
 from kserve_runtime.engines import check_engine, choose_engine, start_engine
+from kserve_runtime.settings import EngineName
 from kserve_runtime.tokenizer import PromptTokenizer
 from kserve_runtime.transformers_engine import TransformersEngine
-from peftjob.errors import UsageError
+from peftjob.errors import ModelError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -64,3 +70,17 @@ def test_the_engine_on_transformers_says_where_it_has_the_model(world: Any) -> N
     engine.close()
     assert isinstance(engine, TransformersEngine)
     assert re.fullmatch(r"(float32|bfloat16) on (cpu|cuda)", how)
+
+
+def test_a_model_that_computes_no_numbers_is_not_served(world: Any, tmp_path: Path) -> None:
+    shutil.copytree(world.base, tmp_path / "base")
+    path = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"].fill_(math.nan)
+    save_file(tensors, path, {"format": "pt"})
+    args = ["--model_name", "tiny", "--model_dir", str(path.parent), "--engine", "transformers"]
+
+    with pytest.raises(ModelError, match=r"the base model can't be run: .* not finite"):
+        start_engine(parse_args(args), PromptTokenizer(path.parent))
+
+    assert "engine" not in {thread.name for thread in threading.enumerate()}

@@ -61,7 +61,7 @@ def guarded(endless: Path, files: Path, start_server: Callable[..., Any]) -> Ite
     args = ["--model_name", "tiny", "--model_dir", str(endless), "--max_batch_rows", "2"]
     args += ["--api_keys", str(files / "keys"), "--admin_keys", str(files / "admins")]
     args += ["--adapters_folder", str(files / "adapters"), "--watch_interval_s", "1"]
-    args += ["--max_queued", "1", "--max_prompt_tokens_limit", "50", "--request_timeout_s", "4"]
+    args += ["--max_queued", "1", "--max_prompt_tokens_limit", "50", "--request_timeout_s", "8"]
     args += ["--max_new_tokens_limit", "1000000"]
     with start_server(*args) as server:
         server.wait_until_ready()
@@ -164,7 +164,7 @@ def test_clients_that_go_away_free_their_places(guarded: Any) -> None:
         body = {"model": "tiny", "prompt": "a pod", "max_tokens": 900_000}
         headers = {"Authorization": f"Bearer {USER}"}
         with pytest.raises(httpx.ReadTimeout):
-            httpx.post(url, json=body, headers=headers, timeout=0.5)
+            httpx.post(url, json=body, headers=headers, timeout=httpx.Timeout(30, read=0.5))
 
     until(lambda: running() == 0)
     assert complete(guarded, USER).status_code == 200

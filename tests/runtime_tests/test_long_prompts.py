@@ -51,13 +51,14 @@ def held(world: Any) -> Iterator[Held]:
     tokenizer.allowed.set()
 
 
-def make_app(held: Held, *, deadline_s: float) -> FastAPI:
+def make_app(held: Held, *, deadline_s: float, metrics: Metrics | None = None) -> FastAPI:
     catalogue = Catalogue(Model(name="tiny", template=held.template, root="tiny", created=0))
     engine: Any = Silent()
     app = FastAPI()
-    OpenAIRoutes(
-        engine, held, catalogue, Metrics("tiny"), max_new_tokens=16, deadline_s=deadline_s
-    ).add_to(app)
+    metrics = metrics or Metrics("tiny")
+    OpenAIRoutes(engine, held, catalogue, metrics, max_new_tokens=16, deadline_s=deadline_s).add_to(
+        app
+    )
     return app
 
 
@@ -116,6 +117,40 @@ def test_the_deadline_holds_for_prompts_that_are_read_and_that_wait_for_it(held:
 
     assert asyncio.run(ask_both()) == [504, 504]
     assert "b" not in held.begun
+
+
+def test_requests_that_end_while_prompts_are_read_are_counted(held: Held) -> None:
+    metrics = Metrics("tiny")
+    app = make_app(held, deadline_s=0.3, metrics=metrics)
+    patient = make_app(held, deadline_s=60, metrics=metrics)
+
+    async def ask_all() -> list[int]:
+        answers = await asyncio.gather(*(ask(app, "a" * (SHORT_BYTES + 1)) for _ in range(3)))
+        left = asyncio.Event()
+        left.set()
+        gone = await ask_and_leave(patient, "b" * (SHORT_BYTES + 1), left)
+        return [*sorted(answer.status_code for answer in answers), gone]
+
+    assert asyncio.run(ask_all()) == [429, 504, 504, 499]
+    counted = metrics.to_text().decode()
+    for outcome, count in (("busy", 1), ("late", 2), ("cancelled", 1)):
+        assert f'requests_total{{adapter="tiny",outcome="{outcome}"}} {count}.0' in counted
+
+
+def test_the_time_of_an_answer_begins_before_its_prompt_is_read(held: Held) -> None:
+    metrics = Metrics("tiny")
+    app = make_app(held, deadline_s=60, metrics=metrics)
+    name = "peftjob_request_seconds_sum"
+
+    async def ask_one() -> None:
+        answer = asyncio.create_task(ask(app, "a" * (SHORT_BYTES + 1)))
+        await until_begun(held)
+        await asyncio.sleep(0.05)
+        held.allowed.set()
+        await answer
+
+    asyncio.run(ask_one())
+    assert (metrics.registry.get_sample_value(name, {"adapter": "tiny"}) or 0) >= 0.05
 
 
 def test_the_prompt_of_a_client_that_went_away_is_not_read(held: Held) -> None:

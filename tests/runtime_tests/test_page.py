@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Tab:
         self._count += 1
         self._socket.send(json.dumps({"id": self._count, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=20))
+            message = json.loads(self._socket.recv(timeout=120))
             if message.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
                 self.errors.append(json.dumps(message["params"]))
             if message.get("id") == self._count:
@@ -107,6 +107,9 @@ def _chromium(profile: Path) -> Iterator[int]:
         # Its children too: they are a group of their own.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        # What it leaves where temporary files lie, then.
+        with suppress(FileNotFoundError):
+            shutil.rmtree((profile / "SingletonSocket").readlink().parent)
 
 
 def answers(tab: Tab) -> dict[str, str]:
@@ -249,6 +252,28 @@ def test_a_model_card_is_text_whatever_it_holds(
 
     assert tab.text("article[data-model=carded] pre") == evil
     assert tab.run("document.title") == "Compare adapters"
+
+
+def test_no_more_than_three_adapters_are_asked(world: Any, server: Any, tab: Tab) -> None:
+    def boxes(what: str) -> list[bool]:
+        return list(tab.run(f"[...document.querySelectorAll('.choice')].map((c) => c.box.{what})"))
+
+    source = world.adapters["small"].as_uri()
+    for name in ("third", "fourth"):
+        body = {"name": name, "source": source}
+        httpx.post(f"{server.url}/v1/adapters", json=body, timeout=30).raise_for_status()
+    try:
+        tab.open(server.url)
+        until(lambda: ready(tab))
+        full = boxes("checked"), boxes("disabled")
+        tab.run("document.querySelectorAll('.choice')[0].box.click()")
+        free = boxes("disabled")
+    finally:
+        for name in ("third", "fourth"):
+            httpx.delete(f"{server.url}/v1/adapters/{name}", timeout=30)
+
+    assert full == ([True, True, True, False], [False, False, False, True])
+    assert free == [False] * 4
 
 
 def test_the_page_may_load_nothing_from_elsewhere(server: Any) -> None:

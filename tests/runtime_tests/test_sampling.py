@@ -1,5 +1,7 @@
 """How tokens are drawn and scored."""
 
+import math
+
 import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
@@ -94,6 +96,12 @@ def test_penalties_are_those_of_transformers() -> None:
     penalised = penalise(LOGITS, {0: None, 3: None}, 1.3)
 
     assert penalised.equal(reference(torch.tensor([[0, 3, 0]]), LOGITS[None].clone())[0])
+
+
+def test_a_token_that_can_not_come_has_a_score_that_json_can_hold() -> None:
+    (token,) = score(torch.tensor([[0.0, -math.inf]]), [1], 2)
+
+    assert (token.logprob, token.top) == (-9999.0, ((0, 0.0), (1, -9999.0)))
 
 
 def test_scores_are_log_softmax_best_first() -> None:

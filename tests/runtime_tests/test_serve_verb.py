@@ -10,6 +10,7 @@ import yaml
 from openai import AuthenticationError, OpenAI
 
 from peftjob.cli import main
+from peftjob.service import default_model
 from tests.local_tests.conftest import Cluster
 
 KEY = "user-0123456789"
@@ -51,7 +52,7 @@ def answer(world: Any, url: str, model: str, *, key: str) -> str:
 
 @pytest.mark.slow
 def test_what_a_dry_run_prints_is_served_as_a_file_with_its_secret(
-    world: Any, shell: Shell, tmp_path: Path
+    world: Any, shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapters = [f"--adapter={name}={path}" for name, path in world.adapters.items()]
     options = ["--strength=large=0", "--keys=clients", "--name=pets", "--dry-run"]
@@ -66,8 +67,26 @@ def test_what_a_dry_run_prints_is_served_as_a_file_with_its_secret(
     assert answer(world, url.strip(), "large", key=KEY) == world.answer("why", None, 8)
     with pytest.raises(AuthenticationError):
         answer(world, url.strip(), "small", key="nobody-0123456789")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert "has base, small, large; say which to ask" in shell.run("ask", "pets", "why")[2]
+    assert shell.run("ask", "pets", "why", "--model", "small")[0] == 0
     assert "a server 'pets' is there already" in shell.run("serve", str(file))[2]
     assert shell.run("serve", str(file), "--stop")[1] == "server pets stopped\n"
+
+
+@pytest.mark.parametrize(
+    ("adapters", "asked"),
+    [([], "base"), (["a"], "a"), (["Docs_v1"], "Docs_v1"), (["a", "docs"], "docs")],
+)
+def test_who_names_no_model_asks_that_of_the_servers_name_or_its_only_adapter(
+    adapters: list[str], asked: str
+) -> None:
+    models = [
+        {"id": "base", "parent": None},
+        *({"id": each, "parent": "base"} for each in adapters),
+    ]
+
+    assert default_model("docs", models) == asked
 
 
 @pytest.mark.parametrize(

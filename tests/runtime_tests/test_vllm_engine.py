@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
-from openai import BadRequestError
+from openai import BadRequestError, OpenAI
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -26,6 +27,7 @@ from kserve_runtime.engine import (
     Sampling,
     Share,
 )
+from peftjob import oci
 from peftjob.errors import ModelError, UsageError
 
 pytest.importorskip("vllm", reason="vLLM is not installed here; see docs/serving.md")
@@ -40,6 +42,7 @@ PROMPT = tuple(7 + at * 17 % 120 for at in range(9))
 MAX_RANK = 32
 ROWS = 4
 QUEUE = 2
+USER, ADMIN = "user-0123456789", "admin-0123456789"
 VLLM_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 Strengths = dict[str, float]
 
@@ -416,28 +419,61 @@ def test_a_prompt_that_fills_the_context_is_refused_in_one_line(engine: VllmEngi
     assert "\n" not in str(caught.value)
 
 
-def test_a_server_on_vllm_serves_adapters_strengths_and_blends(
+@pytest.fixture(scope="module")
+def server(
     served: Any,
     start_server: Callable[..., AbstractContextManager[Any]],
-    peft: Callable[[Strengths, int], list[int]],
-) -> None:
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Any]:
+    folder = tmp_path_factory.mktemp("keys")
     args = ["--model_name", "tiny", "--model_dir", str(served.base), "--engine", "vllm"]
     args += ["--dtype", "float32", "--max_lora_rank", "16", "--max_batch_rows", "4"]
+    for role, key in (("api", USER), ("admin", ADMIN)):
+        (folder / role).write_text(f"{key}\n")
+        args += [f"--{role}_keys", str(folder / role)]
     for name, path in served.adapters.items():
         args += ["--adapter", f"{name}={path.as_uri()}"]
     with start_server(*args, env=VLLM_ENVIRONMENT) as server:
         wait_until_ready(server)
-        options = {"prompt": list(PROMPT), "max_tokens": 8, "temperature": 0}
-        half = {"adapters": [{"name": "large", "strength": 0.5}]}
-        both = {"adapters": [{"name": "small"}, {"name": "large"}]}
-
-        answer = server.client().completions.create(model="tiny", extra_body=half, **options)
-        with pytest.raises(BadRequestError, match=r"small \+ large has rank 20.*16 at most"):
-            server.client().completions.create(model="tiny", extra_body=both, **options)
-
-        assert answer.choices[0].text == shown(served, peft({"large": 0.5}, 8))
+        yield server
         assert server.stop() == 0
     assert "Traceback" not in "".join(server.lines)
+
+
+def test_a_server_on_vllm_serves_adapters_strengths_and_blends(
+    served: Any, server: Any, peft: Callable[[Strengths, int], list[int]]
+) -> None:
+    client = OpenAI(base_url=f"{server.url}/v1", api_key=USER, max_retries=0)
+    options = {"prompt": list(PROMPT), "max_tokens": 8, "temperature": 0}
+    half = {"adapters": [{"name": "large", "strength": 0.5}]}
+    both = {"adapters": [{"name": "small"}, {"name": "large"}]}
+
+    answer = client.completions.create(model="tiny", extra_body=half, **options)
+    with pytest.raises(BadRequestError, match=r"small \+ large has rank 20.*16 at most"):
+        client.completions.create(model="tiny", extra_body=both, **options)
+
+    assert answer.choices[0].text == shown(served, peft({"large": 0.5}, 8))
+
+
+def test_sources_keys_metrics_and_the_page_stand_before_vllm_too(
+    served: Any, server: Any, peft: Callable[[Strengths, int], list[int]], tmp_path: Path
+) -> None:
+    image = oci.Reference.parse(f"oci-layout://{tmp_path}/registry:v1")
+    pushed = oci.push(served.adapters["small"], image, annotations={})
+    http = httpx.Client(base_url=server.url, timeout=60)
+    admin = {"Authorization": f"Bearer {ADMIN}"}
+    body = {"name": "image", "source": str(image)}
+
+    refused = http.post("/v1/adapters", json=body).status_code
+    loaded = http.post("/v1/adapters", json=body, headers=admin)
+    client = OpenAI(base_url=f"{server.url}/openai/v1", api_key=USER, max_retries=0)
+    answer = client.completions.create(model="image", prompt=PROMPT, max_tokens=8, temperature=0)
+    metrics = http.get("/metrics", headers=admin).text
+
+    assert (refused, loaded.status_code, loaded.json()["digest"]) == (401, 201, pushed.digest)
+    assert answer.choices[0].text == shown(served, peft({"small": 1.0}, 8))
+    assert 'peftjob_requests_total{adapter="image",outcome="answered"} 1.0' in metrics
+    assert "Compare adapters" in http.get("/").text
 
 
 def wait_until_ready(server: Any) -> None:

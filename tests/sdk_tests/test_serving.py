@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from examples.serving import services
-from kserve_runtime.args import Settings
+from kserve_runtime.settings import Settings
 from peftjob import inference
 from peftjob.credentials import S3Keys, SecretKey
 from peftjob.errors import UsageError

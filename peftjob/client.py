@@ -9,7 +9,7 @@ from typing import Any
 
 from kubeflow.training import TrainingClient as StockTrainingClient
 from kubeflow.training.constants import constants
-from kubernetes.client import Configuration
+from kubernetes.client import ApiException, Configuration
 from kubernetes.config import ConfigException
 
 from peftjob import arguments, inference, manifest, preflight, submission
@@ -20,7 +20,7 @@ from peftjob.job import Job
 from peftjob.local import LocalCluster
 from peftjob.objects import Objects
 from peftjob.pods import Elastic, Images, Resources, RunPolicy, Scheduling
-from peftjob.service import Service, create_service
+from peftjob.service import INFERENCE_API, Service, create_service
 from peftjob.spec import PeftJobSpec
 from peftjob.volumes import Output, Registry, Storage, Volume
 
@@ -221,6 +221,19 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             **options,
         )
         return create_service(self, body)
+
+    def services(self, *, namespace: str | None = None) -> list[Service]:
+        """Handles on all InferenceServices; there are none on a cluster without KServe."""
+        namespace = namespace or self.namespace
+        try:
+            found = self.custom_api.list_namespaced_custom_object(
+                *INFERENCE_API, namespace, "inferenceservices"
+            )
+        except ApiException as err:
+            if err.status != 404:
+                raise
+            return []
+        return [Service(self, item["metadata"]["name"], namespace) for item in found["items"]]
 
     def service(self, name: str, *, namespace: str | None = None) -> Service:
         """A handle on an InferenceService. Raises NotFoundError where there is none."""

@@ -156,19 +156,38 @@ def _missing_claims(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
             )
 
 
+def check_service(body: Object, objects: Objects) -> None:
+    """Refuse an InferenceService whose server would wait for a Secret that is not there.
+
+    Raises:
+        UsageError: there is none of that name.
+    """
+    for volume in body["spec"]["predictor"].get("volumes") or ():
+        name = (volume.get("secret") or {}).get("secretName")
+        for problem in _missing_secret(volume["name"], name, (), objects) if name else ():
+            raise UsageError(problem)
+
+
 def _missing_secrets(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:
     for path, name, keys in _secrets(spec):
-        found = _find("Secret", name, objects)
-        if found is None:
-            yield (
-                f"{path}: there is no Secret {name!r} in namespace {objects.namespace!r}; make it "
-                "with `kubectl create secret`"
-            )
-        elif found is not _HIDDEN:
-            has = {**(found.get("data") or {}), **(found.get("stringData") or {})}
-            for key in keys:
-                if key not in has:
-                    yield f"{path}: Secret {name!r} has no key {key!r}; it has {', '.join(has)}"
+        yield from _missing_secret(path, name, keys, objects)
+
+
+def _missing_secret(what: str, name: str, keys: tuple[str, ...], objects: Objects) -> Iterator[str]:
+    found = _find("Secret", name, objects)
+    if found is None:
+        how = "`kubectl create secret`"
+        if objects.are_local:
+            how = "client.core_api.create_namespaced_secret, see docs/local-cluster.md"
+        yield (
+            f"{what}: there is no Secret {name!r} in namespace {objects.namespace!r}; make it with "
+            f"{how}"
+        )
+    elif found is not _HIDDEN:
+        has = {**(found.get("data") or {}), **(found.get("stringData") or {})}
+        for key in keys:
+            if key not in has:
+                yield f"{what}: Secret {name!r} has no key {key!r}; it has {', '.join(has)}"
 
 
 _HIDDEN: Object = {}

@@ -6,7 +6,7 @@ from typing import Any
 
 from kubeflow.storage_initializer.abstract_dataset_provider import datasetProvider
 from kubeflow.storage_initializer.constants import VOLUME_PATH_DATASET
-from sqlite_source import rows  # type: ignore[import-not-found]  # it lies beside this
+from sqlite_source import rows
 
 
 class SqliteTable(datasetProvider):  # type: ignore[misc]  # Kubeflow has no types

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 from urllib.parse import unquote, urlsplit
 
 from rich.console import Console
@@ -31,6 +31,7 @@ from peftjob import (
     TrainingClient,
     oci,
 )
+from peftjob.cli.options import source_uri
 from peftjob.errors import NotFoundError, run_main
 from peftjob.inference import model_name
 from peftjob.job import Job
@@ -83,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hack/quickstart", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--model", metavar="URI", help="a base model of yours, such as hf://org/name"
+        "--model", metavar="FOLDER|URI", help="a base model of yours, such as hf://org/name"
     )
     parser.add_argument(
-        "--dataset", metavar="URI", help="a dataset of yours, such as file:///a.jsonl"
+        "--dataset", metavar="FILE|URI", help="a dataset of yours, such as ./rows.jsonl"
     )
     parser.add_argument("--registry", metavar="REF", help="host:port/name, to push the adapter to")
     parser.add_argument("--home", type=Path, default=Path(".quickstart"), metavar="DIR")
@@ -97,15 +98,17 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     begin = time.monotonic()
     console = Console(stderr=False, soft_wrap=True, highlight=False)
+    given = source_uri("--model", args.model, "./folder")
+    rows = source_uri("--dataset", args.dataset, "./rows.jsonl")
     home = args.home.absolute()
     home.mkdir(parents=True, exist_ok=True)
     client = TrainingClient(cluster=LocalCluster(home / "cluster"))
     steps = Steps(console, 6)
     with steps.step("Base model"):
-        model = args.model or _make_model(home / "quickstart-llama", console)
+        model = given or _make_model(home / "quickstart-llama", console)
         console.print(f"  {model}")
     with steps.step("Dataset"):
-        dataset, asked = _dataset(args.dataset, home / "dataset", console)
+        dataset, asked = _dataset(rows, home / "dataset", console)
     with steps.step(f"Train: a PyTorchJob with {WORKERS} workers on the local cluster"):
         job, result = _train(client, model, dataset, args.registry, console)
     with steps.step("Publish"):
@@ -188,16 +191,19 @@ def _train(
     registry: str | None,
     console: Console,
 ) -> tuple[Job, Result]:
+    request: dict[str, Any] = {
+        "name": JOB,
+        "num_workers": WORKERS,
+        "model_provider_parameters": model,
+        "dataset_provider_parameters": dataset,
+        "trainer_parameters": RECIPE,
+        "output": Registry(ref=registry) if registry else None,
+    }
+    # What can't be run shows before the job of an earlier time goes.
+    client.train(**request, dry_run=True)
     with suppress(NotFoundError):
         client.job(JOB).delete()
-    job = client.train(
-        name=JOB,
-        num_workers=WORKERS,
-        model_provider_parameters=model,
-        dataset_provider_parameters=dataset,
-        trainer_parameters=RECIPE,
-        output=Registry(ref=registry) if registry else None,
-    )
+    job = client.train(**request)
     try:
         with TrainingBar(console) as bar:
             job.wait(on_poll=bar.update)

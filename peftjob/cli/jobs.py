@@ -15,7 +15,7 @@ def add(verbs: Any) -> None:
     get.add_argument("name")
     get.add_argument("-o", "--output", choices=["text", "yaml"], default="text")
 
-    every = add_verb(verbs, "list", _list, "list the jobs")
+    every = add_verb(verbs, "list", _list, "list the jobs, and the servers")
 
     logs = add_verb(verbs, "logs", _logs, "show what a replica prints")
     logs.add_argument("name")
@@ -87,11 +87,15 @@ def _list(args: argparse.Namespace) -> int:
         workers = sum(replica.get("replicas") or 1 for replica in replicas)
         state = status_of(item)
         rows.append((metadata["name"], state, str(workers), metadata["creationTimestamp"]))
-    if not rows:
+    out = console(sys.stdout)
+    if rows:
+        out.print(table(("NAME", "STATE", "WORKERS", "CREATED"), rows), highlight=False)
+    else:
         print(f"no jobs in namespace {namespace!r}")
-        return 0
-    head = ("NAME", "STATE", "WORKERS", "CREATED")
-    console(sys.stdout).print(table(head, rows), highlight=False)
+    servers = [(each.name, each.url or "not ready") for each in api.services(namespace=namespace)]
+    if servers:
+        print()
+        out.print(table(("SERVER", "URL"), servers), highlight=False)
     return 0
 
 

@@ -62,6 +62,12 @@ def client(args: argparse.Namespace) -> "TrainingClient":
     return TrainingClient(**given)
 
 
+def where(args: argparse.Namespace) -> list[str]:
+    """The options that name the same cluster again."""
+    place = ["--home", args.home] if args.home else ["--local"] if args.local else []
+    return [*place, *(["-n", args.namespace] if args.namespace else [])]
+
+
 def namespace(args: argparse.Namespace) -> str:
     """Where `client` works, told without a cluster."""
     from kubeflow.training.constants import constants
@@ -96,8 +102,8 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     for path, value in (
         ("name", args.name),
         ("namespace", getattr(args, "namespace", None)),
-        ("base_model.source", _source("--model", args.model, "./folder")),
-        ("dataset.source", _source("--dataset", args.dataset, "./rows.jsonl")),
+        ("base_model.source", source_uri("--model", args.model, "./folder")),
+        ("dataset.source", source_uri("--dataset", args.dataset, "./rows.jsonl")),
         ("num_workers", args.workers),
         ("output.registry.ref", getattr(args, "registry", None)),
     ):
@@ -111,7 +117,7 @@ def spec_data(args: argparse.Namespace) -> dict[str, Any]:
     return data
 
 
-def _source(option: str, given: str | None, example: str) -> str | None:
+def source_uri(option: str, given: str | None, example: str) -> str | None:
     """A URI; of a file or folder of this machine too.
 
     Raises:

@@ -5,6 +5,8 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, Any
 
+from peftjob.cli.options import where
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -30,8 +32,6 @@ def watched(job: "Job", args: argparse.Namespace, *, timeout_s: float | None = N
     try:
         return job.wait(timeout_s=timeout_s, progress=True)
     except KeyboardInterrupt:
-        where = ["--home", args.home] if args.home else ["--local"] if args.local else []
-        given = ["-n", args.namespace] if args.namespace else []
-        again = shlex.join(["peftjob", "wait", job.name, *where, *given])
+        again = shlex.join(["peftjob", "wait", job.name, *where(args)])
         print(f"the job goes on; watch it again with: {again}", file=sys.stderr)
         raise

@@ -8,7 +8,7 @@ import pytest
 from kubernetes.client import ApiException, V1EnvVar, V1ResourceRequirements
 from urllib3.exceptions import MaxRetryError
 
-from peftjob import Images, PeftJobSpec, Storage, TrainerParams, preflight
+from peftjob import Images, PeftJobSpec, Storage, TrainerParams, TrainingClient, preflight
 from peftjob.errors import (
     ClusterUnavailableError,
     ConflictError,
@@ -16,6 +16,7 @@ from peftjob.errors import (
     JobTimeoutError,
     NotFoundError,
     SpecError,
+    UsageError,
 )
 from peftjob.objects import Objects
 from peftjob.patience import Patience
@@ -49,6 +50,19 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_created(cluster: Cluster) 
     assert len(caught.value.problems) == 3
     assert cluster.client.list_jobs() == []
     assert _claims(cluster) == []
+
+
+def test_a_resource_that_kubernetes_has_not_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(SpecError, match="resources_per_worker: there is no resource 'gpus'"):
+        cluster.client.train(**ARGUMENTS, resources_per_worker={"gpus": 1}, dry_run=True)
+
+
+def test_without_a_kubeconfig_the_local_cluster_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", "/nowhere")
+    with pytest.raises(UsageError, match=r"set KUBECONFIG, or .*cluster=LocalCluster\(\)"):
+        TrainingClient()
 
 
 def test_the_stock_arguments_reach_the_manifest(cluster: Cluster) -> None:
@@ -238,7 +252,7 @@ def test_who_waits_bears_an_api_that_does_not_answer_for_a_while(
         return original(*arguments)
 
     monkeypatch.setattr(cluster.client.custom_api, "get_namespaced_custom_object", sometimes)
-    assert job.wait(timeout_s=30).status == "Succeeded"
+    assert job.wait(timeout_s=600).status == "Succeeded"
 
 
 def test_an_api_that_stays_away_is_an_error_to_try_again() -> None:
@@ -252,7 +266,7 @@ def test_an_api_that_stays_away_is_an_error_to_try_again() -> None:
 def test_a_permanent_failure_of_the_fetch_fails_the_job_with_its_line(cluster: Cluster) -> None:
     job = cluster.client.train(**{**ARGUMENTS, "model_provider_parameters": "file:///no/model"})
     with pytest.raises(JobError, match=r"docs.*failed: .*/no/model") as caught:
-        job.wait(timeout_s=60)
+        job.wait(timeout_s=600)
     assert "\n" not in str(caught.value)
 
 

@@ -2,14 +2,19 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
+from peftjob import DatasetSource
 from tests.local_tests.conftest import Cluster
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "notebook" / "tune-and-ask.ipynb"
 
 SUBMIT = """
 import os, signal, time
@@ -90,3 +95,27 @@ def test_a_notebook_shows_one_picture_that_follows_the_job(cluster: Cluster) -> 
     assert "<polyline" in shown[0]["text/html"]
     # The Job that the cell ends with is not shown once more.
     assert shown[1] == {"text/plain": "<Job default/nb: Succeeded>"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_runs_from_its_first_cell_to_its_last(
+    model_dir: Path, dataset: DatasetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFTJOB_LOCAL_HOME", str(tmp_path / "home"))
+    # What hack/quickstart leaves, but smaller.
+    made = tmp_path / ".quickstart"
+    shutil.copytree(model_dir, made / "quickstart-llama")
+    Path(unquote(urlsplit(dataset.source).path)).rename(made / "dataset")
+    notebook = nbformat.read(EXAMPLE, as_version=4)
+    for cell in notebook.cells:
+        cell.source = cell.source.replace("../../.quickstart", str(made))
+        cell.source = cell.source.replace('"num_train_epochs": 20', '"num_train_epochs": 2')
+
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    printed = "".join(output.get("text", "") for output in outputs)
+    assert "tokens/s" in printed
+    assert "adapter   " in printed
+    assert any("Succeeded" in output.get("data", {}).get("text/html", "") for output in outputs)

@@ -86,7 +86,7 @@ def test_what_the_client_asks_for_is_allowed(
     for name in ("one", "two"):
         job = client.train(name=name, storage=Storage(mode="read-only-many"), **arguments)
         until(lambda job=job: "being filled" not in (job.advance() and job.describe()))
-    until(lambda: job.status == "Failed", timeout_s=60)  # A model without weights.
+    until(lambda: job.status == "Failed", timeout_s=300)  # A model without weights.
     list(job.follow())
     assert job.failure()
     job.history()
@@ -94,7 +94,9 @@ def test_what_the_client_asks_for_is_allowed(
     client.list_jobs()
     with pytest.raises(SpecError):
         client.train(name="three", output=Output(claim="no"), **arguments)
-    client.serve("s", (tmp_path / "model").as_uri(), {}).stop()
+    service = client.serve("s", (tmp_path / "model").as_uri(), {})
+    assert [each.name for each in client.services()] == ["s"]
+    service.stop()
     named = {ask for ask in asked if ask[1] != "secrets"}
     assert named - _allowed() == set()
     assert _allowed() - named == NOT_ASKED_HERE

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from peftjob import EnvVar, S3Keys, SecretKey, Secrets, TrainerParams
-from peftjob.errors import JobError, SpecError
+from peftjob.errors import JobError, NotFoundError, SpecError, UsageError
 from peftjob.manifest import render
 from tests.local_tests.conftest import Cluster
 from tests.way_tests.guarded import (
@@ -55,6 +55,16 @@ def test_a_secret_that_a_variable_names_must_be_there(cluster: Cluster) -> None:
         cluster.client.train(**_arguments(env_vars=[variable]))
 
 
+def test_a_server_whose_secret_is_not_there_is_refused_before_it_is_made(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    for secret in ({"keys": "support-keys"}, {"registry_login": "login"}):
+        with pytest.raises(UsageError, match=r"there is no Secret .(support-keys|login)."):
+            cluster.client.serve("docs", tmp_path.as_uri(), {}, **secret)
+    with pytest.raises(NotFoundError):
+        cluster.client.service("docs")
+
+
 @pytest.mark.slow
 def test_the_values_of_secrets_stand_in_no_object_output_log_or_file(
     cluster: Cluster, model_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
@@ -65,7 +75,7 @@ def test_the_values_of_secrets_stand_in_no_object_output_log_or_file(
         service = cluster.client.serve(
             "docs", model_dir.as_uri(), {"docs": job.adapter}, registry_login="login"
         )
-        service.wait(timeout_s=120)
+        service.wait(timeout_s=600)
         service.stop()
     shown = str(render(job.spec)) + repr(job) + job.page() + "".join(capfd.readouterr())
     for verb in ("get", "logs"):
@@ -90,7 +100,7 @@ def test_a_value_that_is_refused_is_not_repeated(
     with guarded(tmp_path / "stores", model_dir) as stores:
         put_secrets(cluster, {**stores.secrets(), secret: wrong})
         with pytest.raises(JobError) as caught:
-            cluster.client.train(**stores.arguments("docs")).wait(timeout_s=120)
+            cluster.client.train(**stores.arguments("docs")).wait(timeout_s=600)
     for canary in (*stores.canaries, "hf_wrong"):
         assert canary not in str(caught.value) + objects(cluster)
     assert holders(cluster.local.root, *stores.canaries, "hf_wrong") == []
@@ -122,7 +132,7 @@ def test_the_stock_clients_keys_are_used_and_stand_in_its_own_arguments_alone(
         monkeypatch.setenv("HF_ENDPOINT", stores.hub)
         client = cluster.stock_client()
         client.train(name="stock", **_stock_arguments(stores))
-        client.wait_for_job_conditions("stock", wait_timeout=120, polling_interval=1)
+        client.wait_for_job_conditions("stock", wait_timeout=600, polling_interval=1)
     volume = cluster.local.claim_folder("default", "stock")
     assert len(list((volume / "dataset").rglob("train.jsonl"))) == 1
     assert "training on 8 rows" in cluster.log("stock")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.local_tests.conftest import processes
 from tests.oci_tests.conftest import DockerRegistry, docker_registry
+from tests.until import until
 
 __all__ = ["docker_registry"]
 
@@ -26,7 +27,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _quickstart(home: Path, *options: str) -> tuple[str, dict[str, Any]]:
     command = [sys.executable, "-m", "examples.quickstart.quickstart", "--home", str(home)]
     run = subprocess.run(
-        [*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=900, check=False
+        [*command, *options], capture_output=True, text=True, cwd=ROOT, timeout=1800, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout, json.loads(run.stdout.splitlines()[-1])
@@ -40,7 +41,8 @@ def test_it_meets_what_it_promises_and_leaves_no_process(home: Path) -> None:
     assert outcome["exact_before"] <= 0.05
     assert outcome["workers"] == 2
     assert "@sha256:" in outcome["adapter"]
-    assert not [args for _, args in processes() if str(home) in args]
+    # A supervisor that has nothing left to do is perhaps still on its way out.
+    until(lambda: not [args for _, args in processes() if str(home) in args])
 
 
 def test_again_it_uses_what_is_there_and_pushes_to_a_registry(

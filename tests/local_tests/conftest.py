@@ -22,6 +22,7 @@ class Cluster:
     def __init__(self, root: Path) -> None:
         self.local = LocalCluster(root)
         self.client = TrainingClient(cluster=self.local)
+        self._released = root.with_name("released")
 
     def stock_client(self) -> Any:
         client = StockClient(client_configuration=Configuration(), namespace="default")
@@ -38,15 +39,25 @@ class Cluster:
     def conditions(self, name: str) -> dict[str, str]:
         return {c.type: c.status for c in self.client.get_job_conditions(name)}
 
-    def wait(self, name: str, condition: str, *, timeout_s: float = 30.0) -> None:
-        until(lambda: self.conditions(name).get(condition) == "True", timeout_s=timeout_s)
+    def wait(self, name: str, condition: str) -> None:
+        """Until the condition holds; Running holds no more once the job has ended: `held`."""
+        until(lambda: self.conditions(name).get(condition) == "True", timeout_s=120)
+
+    @property
+    def held(self) -> str:
+        """A shell command that ends when `release` is called, so that nothing hangs on the time."""
+        return f"until [ -e {self._released} ]; do sleep 0.05; done"
+
+    def release(self) -> None:
+        self._released.touch()
 
     def log(self, name: str, replica: str = "master-0") -> str:
         return self.client.job(name).logs(replica=replica)
 
     def supervisor_pid(self, name: str) -> int:
         uid = self.client.get_job(name).metadata.uid
-        return next(pid for pid, args in processes() if "supervisor" in args and uid in args)
+        module = "peftjob.local.supervisor"  # A test's folder may have "supervisor" in its name.
+        return next(pid for pid, args in processes() if module in args and uid in args)
 
     def kill_supervisor(self, name: str) -> None:
         os.kill(self.supervisor_pid(name), signal.SIGKILL)
@@ -67,7 +78,7 @@ class Cluster:
                 with suppress_not_found():
                     api.delete_namespaced_custom_object(group, version, "default", plural, name)
         root = str(self.local.root)
-        until(lambda: not [args for _, args in processes() if root in args], timeout_s=40)
+        until(lambda: not [args for _, args in processes() if root in args], timeout_s=120)
 
 
 @contextmanager
@@ -85,12 +96,30 @@ def processes() -> list[tuple[int, str]]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                args = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                args = os.fsdecode((entry / "cmdline").read_bytes().replace(b"\0", b" "))
             except OSError:
                 continue
             if args:
                 found.append((int(entry.name), args))
     return found
+
+
+def sleeping(text: str) -> list[str]:
+    """Command lines of processes that run a `sleep` of `text` (see `own_seconds`)."""
+    return [args for _, args in processes() if args.startswith(f"sleep {text} ")]
+
+
+def own_seconds(seconds: int) -> str:
+    """An argument of sleep that no other test process gives it."""
+    return f"{seconds}.{os.getpid()}"
+
+
+def files(folder: Path) -> list[Path]:
+    """Those below a folder in which a supervisor makes and removes others at the same time.
+
+    (Path.rglob raises where a folder goes away between its listing and the look into it.)
+    """
+    return [Path(at, name) for at, _, names in os.walk(folder) for name in names]
 
 
 def pytorchjob(
@@ -131,7 +160,10 @@ def pytorchjob(
 
 
 @pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    # What the stock client's script makes where temporary files lie is nobody's to remove.
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     made = Cluster(tmp_path / "cluster")
     yield made
     made.close()

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from peftjob.errors import NotFoundError
-from tests.local_tests.conftest import Cluster, processes
+from tests.local_tests.conftest import Cluster, own_seconds, sleeping
 from tests.until import until
 
 
@@ -54,11 +54,13 @@ def test_init_containers_run_in_order_before_the_main_one(cluster: Cluster) -> N
 
 
 def test_a_worker_waits_until_the_master_runs(cluster: Cluster) -> None:
-    job_pod = {"initContainers": [_init("[[ $HOSTNAME = *worker* ]] || sleep 1")]}
-    cluster.create("gate", "date +%s.%N", worker="date +%s.%N", pod=job_pod)
+    prepared = cluster.local.root / "prepared"
+    prepare = f"[[ $HOSTNAME = *worker* ]] || {{ sleep 1; touch {prepared}; }}"
+    look = f"[ -e {prepared} ] && echo after || echo before"
+    cluster.create("gate", "true", worker=look, pod={"initContainers": [_init(prepare)]})
     cluster.wait("gate", "Succeeded")
     until(lambda: cluster.log("gate", "worker-0"))
-    assert float(cluster.log("gate", "worker-0")) > float(cluster.log("gate")) - 0.5
+    assert cluster.log("gate", "worker-0") == "after\n"
 
 
 def test_read_only_mounts_can_not_be_written_to(cluster: Cluster) -> None:
@@ -166,24 +168,25 @@ def test_backoff_limit_ends_a_job_that_restarts_in_place(cluster: Cluster) -> No
 
 
 def test_the_deadline_ends_a_job_and_its_stubborn_processes(cluster: Cluster) -> None:
+    seconds = own_seconds(1234)
     cluster.create(
         "late",
-        "trap '' TERM; sleep 1234 & sleep 1234",
+        f"trap '' TERM; sleep {seconds} & sleep {seconds}",
         run_policy={"activeDeadlineSeconds": 1},
     )
     cluster.wait("late", "Failed")
     assert "specified deadline" in cluster.client.get_job_conditions("late")[-1].message
-    until(lambda: not [args for _, args in processes() if args.startswith("sleep 1234")])
+    until(lambda: not sleeping(seconds))
 
 
 def test_a_finished_job_is_deleted_after_its_time_to_live(cluster: Cluster) -> None:
     cluster.create("ttl", "true", run_policy={"ttlSecondsAfterFinished": 1})
-    until(lambda: not cluster.client.list_jobs(), timeout_s=15)
+    until(lambda: not cluster.client.list_jobs())
 
 
 def test_the_time_to_live_does_not_wait_for_other_replicas(cluster: Cluster) -> None:
-    cluster.create("ttl", "true", worker="sleep 60", run_policy={"ttlSecondsAfterFinished": 1})
-    until(lambda: not cluster.client.list_jobs(), timeout_s=15)
+    cluster.create("ttl", "true", worker="sleep 6000", run_policy={"ttlSecondsAfterFinished": 1})
+    until(lambda: not cluster.client.list_jobs())
 
 
 def test_following_shows_every_run_of_a_container_once(cluster: Cluster) -> None:
@@ -206,15 +209,16 @@ def test_a_replica_or_container_that_is_not_there_is_named(cluster: Cluster) -> 
 
 @pytest.mark.parametrize(("policy", "left"), [("None", 2), ("Running", 1), ("All", 0)])
 def test_clean_pod_policy_says_which_pods_go(cluster: Cluster, policy: str, left: int) -> None:
-    cluster.create("clean", "true", worker="sleep 3", run_policy={"cleanPodPolicy": policy})
+    cluster.create("clean", "true", worker=cluster.held, run_policy={"cleanPodPolicy": policy})
     cluster.wait("clean", "Succeeded")
     until(lambda: len(cluster.client.get_job_pod_names("clean")) == left)
 
 
 def test_what_a_container_starts_ends_with_it(cluster: Cluster) -> None:
-    cluster.create("fork", "setsid sleep 4321 & echo started")
+    seconds = own_seconds(4321)
+    cluster.create("fork", f"setsid sleep {seconds} & echo started")
     cluster.wait("fork", "Succeeded")
-    assert not [args for _, args in processes() if args.startswith("sleep 4321")]
+    assert not sleeping(seconds)
 
 
 def test_the_termination_message_is_in_the_status(cluster: Cluster) -> None:

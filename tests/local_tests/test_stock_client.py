@@ -1,6 +1,7 @@
 """The UNMODIFIED stock client on a local cluster, method by method."""
 
 import textwrap
+import threading
 
 import pytest
 from kubernetes.client import ApiException, V1DeleteOptions
@@ -18,15 +19,16 @@ def _hello(parameters=None):
 def test_create_job_runs_a_function_and_its_log_is_read(cluster: Cluster) -> None:
     client = cluster.stock_client()
     client.create_job(name="fn", train_func=_hello, parameters={"word": "there"})
-    client.wait_for_job_conditions("fn", wait_timeout=30, polling_interval=1)
+    client.wait_for_job_conditions("fn", wait_timeout=120, polling_interval=1)
     logs, _ = client.get_job_logs("fn")
     assert logs == {"fn-master-0": "hello from 0 there\n"}
 
 
 def test_get_job_logs_follows_until_the_end(cluster: Cluster) -> None:
     client = cluster.stock_client()
-    cluster.create("slow", "echo one; sleep 1; echo two")
+    cluster.create("slow", f"echo one; {cluster.held}; echo two")
     cluster.wait("slow", "Running")
+    threading.Timer(0.5, cluster.release).start()
     logs, _ = client.get_job_logs("slow", follow=True)
     assert logs["slow-master-0"] == "onetwo"
     assert client.is_job_succeeded("slow") or cluster.wait("slow", "Succeeded") is None
@@ -57,7 +59,7 @@ def test_list_get_and_pod_names_agree(cluster: Cluster) -> None:
 
 def test_is_job_methods_follow_the_conditions(cluster: Cluster) -> None:
     client = cluster.stock_client()
-    cluster.create("good", "sleep 1")
+    cluster.create("good", cluster.held)
     cluster.create("bad", "exit 3", policy="Never")
     cluster.wait("good", "Running")
     assert client.is_job_running("good")
@@ -65,14 +67,15 @@ def test_is_job_methods_follow_the_conditions(cluster: Cluster) -> None:
     cluster.wait("bad", "Failed")
     assert client.is_job_failed("bad")
     with pytest.raises(RuntimeError, match="is Failed"):
-        client.wait_for_job_conditions("bad", polling_interval=1, wait_timeout=5)
+        client.wait_for_job_conditions("bad", polling_interval=1, wait_timeout=60)
+    cluster.release()
     cluster.wait("good", "Succeeded")
     assert not client.is_job_running("good")
 
 
 def test_update_job_suspends_and_resumes(cluster: Cluster) -> None:
     client = cluster.stock_client()
-    cluster.create("pause", "sleep 2; echo through")
+    cluster.create("pause", cluster.held)
     cluster.wait("pause", "Running")
     job = client.get_job("pause")
     job.spec.run_policy.suspend = True
@@ -82,6 +85,7 @@ def test_update_job_suspends_and_resumes(cluster: Cluster) -> None:
     job = client.get_job("pause")
     job.spec.run_policy.suspend = False
     client.update_job(job, "pause")
+    cluster.release()
     cluster.wait("pause", "Succeeded")
     assert cluster.conditions("pause")["Suspended"] == "False"
 
@@ -177,6 +181,9 @@ def test_watch_sees_a_job_come_change_and_go(cluster: Cluster) -> None:
     cluster.client.delete_job("seen")
     api = cluster.client.core_api
     cluster.create("next", "true")
-    events = Watch().stream(api.list_namespaced_pod, "default", timeout_seconds=3)
-    kinds = {e["type"] for e in events if e["object"].metadata.name == "next-master-0"}
-    assert kinds == {"ADDED", "MODIFIED"}
+    kinds = set()
+    for event in Watch().stream(api.list_namespaced_pod, "default", timeout_seconds=60):
+        kinds |= {event["type"]} if event["object"].metadata.name == "next-master-0" else set()
+        if kinds == {"ADDED", "MODIFIED"}:
+            return
+    raise AssertionError(kinds)

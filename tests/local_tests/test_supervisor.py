@@ -2,22 +2,22 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.local_tests.conftest import Cluster, processes
+from tests.local_tests.conftest import Cluster, files, own_seconds, processes, sleeping
 from tests.until import until
 
 
 def test_a_killed_supervisor_leaves_no_process_and_the_next_call_goes_on(cluster: Cluster) -> None:
-    cluster.create("kill", "echo run; sleep 2; echo end")
+    cluster.create("kill", f"echo run; {cluster.held}; echo end")
     cluster.wait("kill", "Running")
     cluster.kill_supervisor("kill")
     root = str(cluster.local.root)
-    until(lambda: not [args for _, args in processes() if root in args and "shim" in args])
+    until(lambda: not [args for _, args in processes() if root in args and "shim.py" in args])
+    cluster.release()
     cluster.wait("kill", "Succeeded")
     pod = cluster.client.get_job_pods("kill")[0]
     assert pod.status.container_statuses[0].restart_count == 1
@@ -28,11 +28,12 @@ def test_a_killed_supervisor_leaves_no_process_and_the_next_call_goes_on(cluster
 def test_a_job_that_may_not_restart_fails_honestly_after_a_killed_supervisor(
     cluster: Cluster,
 ) -> None:
-    cluster.create("once", "sleep 3456", policy="Never")
+    seconds = own_seconds(3456)
+    cluster.create("once", f"sleep {seconds}", policy="Never")
     cluster.wait("once", "Running")
     cluster.kill_supervisor("once")
     cluster.wait("once", "Failed")
-    assert not [args for _, args in processes() if args.startswith("sleep 3456")]
+    until(lambda: not sleeping(seconds))
 
 
 def test_work_that_comes_while_a_supervisor_exits_is_done_without_another_call(
@@ -76,14 +77,18 @@ def test_no_secret_of_the_environment_stays_on_disk(
     monkeypatch.setenv("A_TOKEN", "canary-s3cr3t")
     cluster.create("quiet", "sleep 1")
     cluster.wait("quiet", "Succeeded")
-    assert not [path for path, text in _read_all(cluster.local.root) if b"canary-s3cr3t" in text]
+    assert not [path for path in files(cluster.local.root) if b"canary-s3cr3t" in _read(path)]
 
 
-def _read_all(folder: Path) -> Iterator[tuple[Path, bytes]]:
-    """Files and their contents; the supervisor may replace some at the same time."""
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError, IsADirectoryError):
-            yield path, path.read_bytes()
+def _read(path: Path) -> bytes:
+    """Nothing where the supervisor has removed it meanwhile."""
+    with suppress(FileNotFoundError):
+        return path.read_bytes()
+    return b""
+
+
+def _tokens(cluster: Cluster) -> list[Path]:
+    return [path for path in files(cluster.local.root) if path.name == "token"]
 
 
 @pytest.mark.parametrize("killed", [False, True])
@@ -92,27 +97,30 @@ def test_no_mounted_secret_outlives_its_pod(cluster: Cluster, killed: bool) -> N
     cluster.client.core_api.create_namespaced_secret("default", secret)
     cluster.create(
         "quiet",
-        "sleep 60" if killed else "sleep 1",
+        cluster.held,
         policy="Never",
         pod={"volumes": [{"name": "s", "secret": {"secretName": "s"}}]},
         container={"volumeMounts": [{"name": "s", "mountPath": "/s"}]},
     )
-    until(lambda: list(cluster.local.root.rglob("token")))
+    cluster.wait("quiet", "Running")
+    assert _tokens(cluster)
     if killed:
-        cluster.wait("quiet", "Running")
         cluster.kill_supervisor("quiet")
+    else:
+        cluster.release()
     cluster.wait("quiet", "Failed" if killed else "Succeeded")
-    assert list(cluster.local.root.rglob("token")) == []
+    assert not _tokens(cluster)
 
 
 def test_killing_the_shim_ends_the_container_too(cluster: Cluster) -> None:
-    cluster.create("shim", "sleep 2345 & sleep 2345", policy="Never")
+    seconds = own_seconds(2345)
+    cluster.create("shim", f"sleep {seconds} & sleep {seconds}", policy="Never")
     cluster.wait("shim", "Running")
     root = str(cluster.local.root)
     pid = next(pid for pid, args in processes() if root in args and "shim.py" in args)
     os.kill(pid, signal.SIGKILL)
     cluster.wait("shim", "Failed")
-    until(lambda: not [args for _, args in processes() if args.startswith("sleep 2345")])
+    until(lambda: not sleeping(seconds))
 
 
 def test_a_name_can_be_used_again_at_once_after_a_deletion(cluster: Cluster) -> None:
@@ -126,14 +134,16 @@ def test_a_name_can_be_used_again_at_once_after_a_deletion(cluster: Cluster) -> 
 
 def test_two_jobs_side_by_side_meet_at_different_ports(cluster: Cluster) -> None:
     for name in ("left", "right"):
-        cluster.create(name, "echo $MASTER_PORT; sleep 1")
+        cluster.create(name, f"echo $MASTER_PORT; {cluster.held}")
+        cluster.wait(name, "Running")
+    cluster.release()
     for name in ("left", "right"):
         cluster.wait(name, "Succeeded")
     assert cluster.log("left") != cluster.log("right")
 
 
 def test_a_pod_deleted_by_hand_is_made_anew(cluster: Cluster) -> None:
-    cluster.create("pod", "echo $$; sleep 3")
+    cluster.create("pod", cluster.held)
     cluster.wait("pod", "Running")
     core = cluster.client.core_api
     uid = core.read_namespaced_pod("pod-master-0", "default").metadata.uid
@@ -142,5 +152,6 @@ def test_a_pod_deleted_by_hand_is_made_anew(cluster: Cluster) -> None:
     def uids() -> set[str]:
         return {p.metadata.uid for p in core.list_namespaced_pod("default").items}
 
-    until(lambda: uids() and uid not in uids())
+    until(lambda: (now := uids()) and uid not in now)
+    cluster.release()
     cluster.wait("pod", "Succeeded")

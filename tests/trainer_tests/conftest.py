@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from peftjob.local.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 CHATML = (
@@ -103,12 +104,6 @@ def write_jsonl(path: Path, rows: list[Any]) -> Path:
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
 @dataclass
 class Workspace:
     """A job's folders on disk, and the launcher to run on them."""
@@ -170,7 +165,7 @@ class Workspace:
     def run(self, *args: str, **env: str) -> "subprocess.CompletedProcess[str]":
         """One replica, to its end."""
         process = self.start(*args, **env)
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=600)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def start_nodes(self, nodes: int, nproc: int = 1) -> "list[subprocess.Popen[str]]":
@@ -198,7 +193,7 @@ class Workspace:
         """The same, to their ends."""
         done = []
         for process in self.start_nodes(nodes, nproc):
-            out, err = process.communicate(timeout=180)
+            out, err = process.communicate(timeout=600)
             done.append(subprocess.CompletedProcess(process.args, process.returncode, out, err))
         return done
 

@@ -179,7 +179,7 @@ class TestStock:
             )
             for rank in range(2)
         ]
-        seen = [int(rank.communicate(timeout=120)[0].splitlines()[-1]) for rank in ranks]
+        seen = [int(rank.communicate(timeout=600)[0].splitlines()[-1]) for rank in ranks]
         assert seen == [8, 8]
 
 

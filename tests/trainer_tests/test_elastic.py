@@ -4,13 +4,14 @@ import subprocess
 import time
 from typing import Any
 
+import psutil
 import pytest
 from safetensors.torch import load_file
 
 from peftjob.progress import Progress, Result, from_line
 
 pytestmark = pytest.mark.slow
-DEADLINE_S = 120.0
+DEADLINE_S = 600.0
 STEPS = 120
 
 
@@ -113,6 +114,10 @@ def test_a_replica_that_joins_later_takes_its_share(
     port = free_port()
     replicas = [start_elastic(workspace, port)]
     wait_for_step(workspace, 1, replicas)
+    # On a busy machine it would be done before the other one has started.
+    for process in psutil.Process(replicas[0].pid).children(recursive=True):
+        if not process.children():
+            process.nice(process.nice() + 5)
     replicas.append(start_elastic(workspace, port))
     ends = end(replicas)
     assert [code for code, _ in ends] == [0, 0], ends

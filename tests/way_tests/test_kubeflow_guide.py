@@ -78,7 +78,7 @@ def test_bert_learns_from_reviews_and_its_adapter_is_kept(cluster: Cluster, hub:
         num_workers=2,
         num_procs_per_worker=1,
     )
-    client.wait_for_job_conditions("fine-tune-bert", wait_timeout=180, polling_interval=1)
+    client.wait_for_job_conditions("fine-tune-bert", wait_timeout=600, polling_interval=1)
     assert "training on 30 rows, 5 labels: 1 star, 2 star" in cluster.log("fine-tune-bert")
     adapter = oci.Reference.parse(cluster.client.job("fine-tune-bert").adapter)
     assert oci.inspect(adapter).layers

@@ -46,7 +46,7 @@ def _claims(cluster: Cluster) -> dict[str, list[str]]:
 
 def _resume(job: Job) -> None:
     """Until the inputs are there and the job is resumed."""
-    until(lambda: "being filled" not in (job.advance() and job.describe()), timeout_s=60)
+    until(lambda: "being filled" not in (job.advance() and job.describe()), timeout_s=300)
 
 
 @pytest.mark.slow
@@ -56,10 +56,10 @@ def test_two_jobs_with_the_same_inputs_fill_once(
     first = _train(cluster, "first", model_dir.as_uri(), dataset)
     assert first.status in ("Pending", "Created", "Suspended")
     assert "is being filled" in first.describe()
-    first.wait(timeout_s=120)
+    first.wait(timeout_s=600)
     second = _train(cluster, "second", model_dir.as_uri(), dataset, num_workers=2)
     assert "is being filled" not in second.describe()
-    second.wait(timeout_s=120)
+    second.wait(timeout_s=600)
     assert set(map(tuple, _claims(cluster).values())) == {("first",), ("first", "second")}
     pods = cluster.client.core_api.list_namespaced_pod("default").items
     assert sum("-fill-" in pod.metadata.name for pod in pods) == 1
@@ -75,7 +75,7 @@ def test_a_fill_that_fails_for_good_is_the_jobs_failure_and_the_next_job_tries_a
     model = tmp_path / "model"
     job = _train(cluster, "docs", model.as_uri(), dataset)
     with pytest.raises(JobError, match=r"the inputs of job 'docs' can't be had: .*/model"):
-        job.wait(timeout_s=60)
+        job.wait(timeout_s=600)
     _write_model(model)
     again = _train(cluster, "again", model.as_uri(), dataset)
     _resume(again)
@@ -144,7 +144,7 @@ def test_who_waits_is_told_why_nothing_is_filled(cluster: Cluster, dataset: Data
     job = _train(cluster, "docs", dataset.source, dataset, images=images)
     until(lambda: "ErrImagePull" in job.describe())
     with pytest.raises(JobError, match="the inputs of job 'docs' can't be had"):
-        job.wait(timeout_s=30)
+        job.wait(timeout_s=600)
 
 
 def test_a_refused_fill_leaves_nothing(

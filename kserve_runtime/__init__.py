@@ -18,6 +18,7 @@ ours, because those of the SDK can't be imported without vLLM.
         packed, attention    a model's projections and attention, made fast on a CPU
         lora        many adapters in one batch
         lora_products    and how they are multiplied; on a CPU in lora_kernel.c
+        recorded    a step that is recorded once and replayed, on GPUs
         kv_batch    keys and values of rows that join and leave
         prefixes    and of rows that have left, for those that begin like them
         row, sampling, detokenizer    one request: its tokens, their choice, their text

@@ -75,6 +75,7 @@ def parse_args(argv: Sequence[str]) -> Settings:
         drain_s=args.drain_timeout_s,
         dtype=args.dtype,
         in_4bit=args.load_in_4bit,
+        cuda_graphs=not args.no_cuda_graphs,
         engine="transformers" if args.load_in_4bit or args.merged_adapter else args.engine,
         max_lora_rank=args.max_lora_rank,
         kv_bytes=None if args.kv_cache_mb is None else args.kv_cache_mb * 1_000_000,
@@ -260,6 +261,11 @@ def _make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="quantise the base model's projections as QLoRA does, to a quarter of the memory; for "
         "adapters that were trained so",
+    )
+    parser.add_argument(
+        "--no_cuda_graphs",
+        action="store_true",
+        help="launch the kernels of each step one by one; for GPUs, with --engine transformers",
     )
     parser.add_argument(
         "--engine",

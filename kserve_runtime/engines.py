@@ -85,6 +85,7 @@ def _start_transformers(
 
     from kserve_runtime.base_model import load_base_model
     from kserve_runtime.lora_products import load_kernel, register_bits
+    from kserve_runtime.recorded import choose_recorder
     from kserve_runtime.transformers_engine import TransformersEngine
 
     if "OMP_NUM_THREADS" not in os.environ:
@@ -102,6 +103,7 @@ def _start_transformers(
         adapter_slots=settings.max_adapters_loaded,
         kv_bytes=settings.kv_bytes or _free_bytes(base.device) // 2,
         prefix_bytes=settings.prefix_bytes,
+        record=choose_recorder(base) if settings.cuda_graphs else None,
     )
     how = f"{str(base.module.dtype).removeprefix('torch.')} on {base.device}"
     bits = register_bits()

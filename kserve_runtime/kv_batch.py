@@ -38,6 +38,11 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the column of this step; returns all columns in use, that one included."""
+        column = self._batch.column
+        if column is not None:
+            self.keys.index_copy_(2, column, key_states.to(self.keys.dtype))
+            self.values.index_copy_(2, column, value_states.to(self.values.dtype))
+            return self.keys, self.values
         rows, end = len(self._batch.lengths), self.end
         self.keys[:rows, :, end : end + 1] = key_states
         self.values[:rows, :, end : end + 1] = value_states
@@ -61,7 +66,9 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
         def moved(states_BHTD: torch.Tensor) -> torch.Tensor:
             _, heads, _, size = states_BHTD.shape
-            moved_BHTD = states_BHTD.new_empty(rows, heads, columns, size)
+            # Nothing is read before it is written, but where steps go over all there is.
+            make = states_BHTD.new_zeros if self._batch.fixed else states_BHTD.new_empty
+            moved_BHTD = make(rows, heads, columns, size)
             moved_BHTD[:here, :, : end - width] = 0
             moved_BHTD[:here, :, end - width : end] = states_BHTD[
                 :here, :, self.end - width : self.end
@@ -83,6 +90,7 @@ class KVBatch:
         most: int,
         dtype: torch.dtype | None = None,
         limit: int = sys.maxsize,
+        fixed: bool = False,
     ) -> None:
         """Begin with one row, as it was read.
 
@@ -93,7 +101,13 @@ class KVBatch:
             dtype: what rows are kept in; None is as they are read.
             limit: tokens that the buffers are to have places for at most. They have more only
                 where that is too little for the rows.
+            fixed: steps go over all places of the buffers; see recorded.
         """
+        self.fixed = fixed
+        self.column: torch.Tensor | None = None
+        """Where the next step writes; set for steps over all places."""
+        self.recording: Any = None
+        """Of a step on the buffers as they are."""
         self._read_dtype = first.layers[0].keys.dtype
         self._limit = limit
         self.lengths: list[int] = []
@@ -116,6 +130,16 @@ class KVBatch:
         """Tokens that the buffers have places for, whether in use or not."""
         rows, _, columns, _ = self._layers[0].keys.shape
         return int(rows * columns)
+
+    @property
+    def places_for_rows(self) -> int:
+        """Rows of the buffers, whether in use or not."""
+        return self._rows
+
+    @property
+    def end(self) -> int:
+        """The column that the next step writes."""
+        return self._layers[0].end
 
     def attention_mask(self, device: torch.device) -> torch.Tensor:
         """(batch, width + 1): 1 where the next token may look, itself included."""
@@ -215,6 +239,7 @@ class KVBatch:
         """
         columns = min(end + max(SPARE_TOKENS, end // 2), max([*self._most, joining]))
         rows = max(least, min(wanted, (self._limit - beside) // columns))
+        self.recording = None
         try:
             # One layer after the other: both sizes of all of them would be twice the memory.
             for layer in self._layers:

@@ -16,14 +16,22 @@ S the ranks of projections that share an input, side by side.
 # ruff: noqa: N803, N806  (names of tensors end with their shape)
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from kserve_runtime.adapter_files import AdapterFiles
-from kserve_runtime.lora_products import RANKS, Projection, Stack, Update, choose_products
+from kserve_runtime.lora_products import (
+    RANKS,
+    Products,
+    Projection,
+    Stack,
+    TorchProducts,
+    Update,
+    choose_products,
+)
 
 RowMix = Sequence[tuple[AdapterFiles, float]]
 """The adapters of a row, with their strengths; none is the base model."""
@@ -37,6 +45,8 @@ class _Use:
     """In the order of the stack; None where one is being replaced."""
     plan: Any = None
     """Of the products; None while no row uses any of the adapters."""
+    fixed_plans: dict[int, Any] = field(default_factory=dict)
+    """See TorchProducts.plan_fixed."""
 
 
 @dataclass(slots=True, eq=False)
@@ -64,12 +74,21 @@ class LoraMixer:
         *,
         slots: int,
         same_input: Collection[tuple[str, ...]] = (),
+        recorded: bool = False,
     ) -> None:
-        """`same_input`: paths of projections that take the same input, in the order of their use
-        (see base_model.find_same_inputs)."""
+        """
+        Args:
+            model: whose projections are changed.
+            device: that it is on.
+            slots: adapters at once.
+            same_input: paths of projections that take the same input, in the order of their use
+                (see base_model.find_same_inputs).
+            recorded: whether steps are; see recorded.
+        """
         self._modules: dict[str, Any] = dict(model.named_modules())
         self._device = device
-        self._products = choose_products(device)
+        self._recordable = TorchProducts(device)
+        self._products: Products = self._recordable if recorded else choose_products(device)
         self._slots = slots
         self._together = {path: paths for paths in same_input for path in paths}
         self._residents: tuple[AdapterFiles, ...] = ()
@@ -79,7 +98,7 @@ class LoraMixer:
         """By the paths of the projections that the residents change."""
         self._plain: dict[str, Any] = {}
         """By the path of each, the forward that its module had."""
-        self._selected: Sequence[RowMix] = ()
+        self._selected: tuple[Sequence[RowMix], bool] = (), False
         self.page_ins = 0
         """How often an adapter was brought in."""
 
@@ -117,24 +136,38 @@ class LoraMixer:
         if not adapters.issuperset(self._residents):
             self._replace([adapter for adapter in self._residents if adapter in adapters])
 
-    def select(self, rows: Sequence[RowMix]) -> None:
-        """Set what each row of the next forward passes is answered with; all of it is resident."""
-        if rows == self._selected:
+    def select(self, rows: Sequence[RowMix], *, fixed: bool = False) -> None:
+        """Set what each row of the next forward passes is answered with; all of it is resident.
+        `fixed`: for a step that is recorded."""
+        if (rows, fixed) == self._selected:
             return
-        self._selected = rows
+        self._selected = rows, fixed
         wanted: dict[AdapterFiles | None, list[tuple[int, float]]] = {}
         for row, mix in enumerate(rows):
             for adapter, strength in mix:
                 wanted.setdefault(adapter, []).append((row, strength))
-        for use in {id(group.use): group.use for group in self._groups.values()}.values():
+        for use in self._uses:
             uses = [wanted.get(adapter, []) for adapter in use.adapters]
-            use.plan = self._products.plan(uses, len(rows))
+            if fixed:
+                use.plan = self._recordable.plan_fixed(uses, use.fixed_plans)
+            else:
+                use.plan = self._products.plan(uses, len(rows))
+
+    @property
+    def plans(self) -> tuple[Any, ...]:
+        """What the next forward passes do. After a fixed select they are the same objects as
+        before, if it is the same work."""
+        return tuple(use.plan for use in self._uses)
+
+    @property
+    def _uses(self) -> Collection[_Use]:
+        return {id(group.use): group.use for group in self._groups.values()}.values()
 
     def _replace(self, residents: Sequence[AdapterFiles]) -> None:
         # Those that go are forgotten first: if memory runs out on the way, what is left is right.
         self._residents = tuple(a for a in self._residents if a in residents)
         self._recency = {a: None for a in self._recency if a in residents}
-        self._selected = ()
+        self._selected = (), False
         uses: dict[tuple[AdapterFiles, ...], _Use] = {}
         groups: dict[tuple[str, ...], _Group] = {}
         changed: dict[str, _Group] = {}
@@ -222,7 +255,7 @@ class LoraMixer:
             plan = group.use.plan
             if plan is None:
                 return out
-            if x_BTI.dim() != 3 or x_BTI.shape[0] != len(self._selected):
+            if x_BTI.dim() != 3 or x_BTI.shape[0] != len(self._selected[0]):
                 # Rows are told apart by the first dimension; here they are mixed (an expert of a
                 # mixture takes tokens of many rows), and rows of other requests would be changed.
                 raise ValueError(f"{path} does not take (row, token, feature) inputs")

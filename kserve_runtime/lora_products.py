@@ -108,17 +108,33 @@ class TorchProducts:
             return None
         part = slice(used[0], used[-1] + 1)
         each = max(len(pairs) for pairs in uses)
-        full = [[*pairs, *[(0, 0.0)] * (each - len(pairs))] for pairs in uses[part]]
-        order = [row for pairs in full for row, _ in pairs]
-        strengths = [[[[strength]] for _, strength in pairs] for pairs in full]
+        order, strengths = _fill_up(uses[part], each)
         whole = order == list(range(rows))
-        plain = all(strength == 1 for pairs in full for _, strength in pairs)
+        plain = all(strength == 1 for strength in strengths)
         return _Gather(
             part,
             each,
             None if whole else torch.tensor(order, device=self._device),
-            None if plain else torch.tensor(strengths, device=self._device),
+            None if plain else _shape(strengths, each).to(self._device),
         )
+
+    def plan_fixed(self, uses: Uses, earlier: dict[int, _Gather]) -> _Gather | None:
+        """A plan that makes the same work of many a batch: of all adapters, and of a power of 2
+        rows of each. Those in `earlier`, of the same stacks, are written again in place."""
+        most = max((len(pairs) for pairs in uses), default=0)
+        if not most:
+            return None
+        each = 1 << (most - 1).bit_length()
+        order, strengths = _fill_up(uses, each)
+        rows_NK, strengths_NK11 = torch.tensor(order), _shape(strengths, each)
+        plan = earlier.get(each)
+        if plan and plan.rows is not None and plan.strengths_NK11 is not None:
+            plan.rows.copy_(rows_NK)
+            plan.strengths_NK11.copy_(strengths_NK11)
+            return plan
+        rows_NK, strengths_NK11 = rows_NK.to(self._device), strengths_NK11.to(self._device)
+        earlier[each] = _Gather(slice(0, len(uses)), each, rows_NK, strengths_NK11)
+        return earlier[each]
 
     def lay_out(self, b_NRO: torch.Tensor) -> torch.Tensor:
         return b_NRO
@@ -151,6 +167,16 @@ class TorchProducts:
             return hidden_NMS
         split = hidden_NMS.view(count, plan.each, tokens, -1) * plan.strengths_NK11
         return split.view(hidden_NMS.shape)
+
+
+def _fill_up(uses: Uses, each: int) -> tuple[list[int], list[float]]:
+    """Rows and strengths of each adapter, as _Gather has them."""
+    full = [pair for pairs in uses for pair in (*pairs, *[(0, 0.0)] * (each - len(pairs)))]
+    return [row for row, _ in full], [strength for _, strength in full]
+
+
+def _shape(strengths: list[float], each: int) -> torch.Tensor:
+    return torch.tensor(strengths).view(-1, each, 1, 1)
 
 
 class _Uses(ctypes.Structure):

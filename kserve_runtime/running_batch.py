@@ -22,6 +22,7 @@ from kserve_runtime.engine import ScoredToken
 from kserve_runtime.kv_batch import KVBatch
 from kserve_runtime.lora import LoraMixer
 from kserve_runtime.prefixes import Prefixes
+from kserve_runtime.recorded import RecordedSteps, Recorder
 from kserve_runtime.row import Row
 from kserve_runtime.sampling import choose, penalise, score
 
@@ -47,7 +48,14 @@ class RunningBatch:
     `kv_tokens` and `fitting` may be read from others."""
 
     def __init__(
-        self, base: BaseModel, *, rows: int, slots: int, kv_tokens: int | None, prefix_bytes: int
+        self,
+        base: BaseModel,
+        *,
+        rows: int,
+        slots: int,
+        kv_tokens: int | None,
+        prefix_bytes: int,
+        record: Recorder | None = None,
     ) -> None:
         """
         Args:
@@ -56,11 +64,17 @@ class RunningBatch:
             slots: adapters that run at once.
             kv_tokens: tokens that keys and values may be held for; None is no limit.
             prefix_bytes: most that is kept of rows that ended.
+            record: how steps are recorded; None: they aren't.
         """
         self.prefixes = Prefixes(prefix_bytes)
         self.mixer = LoraMixer(
-            base.module, base.device, slots=slots, same_input=base.find_same_inputs()
+            base.module,
+            base.device,
+            slots=slots,
+            same_input=base.find_same_inputs(),
+            recorded=record is not None,
         )
+        self._recorded = RecordedSteps(base, record) if record else None
         self._base = base
         self._most_rows = rows
         layers = base.module.config.get_text_config().num_hidden_layers
@@ -155,18 +169,26 @@ class RunningBatch:
         self._drop_ended()
         if self._kv is None:
             return
-        device = self._base.device
         self._kv.make_room(beside=len(self.reading.request.prompt) if self.reading else 0)
-        self.mixer.select([row.mix for row in self._generating])
-        logits_BV = self._base.forward(
-            torch.tensor([[row.last_token] for row in self._generating], device=device),
-            positions_BT=self._kv.positions(device),
-            attention_mask=self._kv.attention_mask(device),
-            cache=self._kv.cache,
-        )
+        logits_BV = self._compute_step(self._kv)
         self._kv.grew()
         self._advance(self._generating, logits_BV)
         self._drop_ended()
+
+    def _compute_step(self, kv: KVBatch) -> torch.Tensor:
+        mixes = [row.mix for row in self._generating]
+        tokens = [row.last_token for row in self._generating]
+        if self._recorded:
+            self.mixer.select([*mixes, *[()] * (kv.places_for_rows - len(mixes))], fixed=True)
+            return self._recorded.forward(kv, tokens, self.mixer.plans)
+        device = self._base.device
+        self.mixer.select(mixes)
+        return self._base.forward(
+            torch.tensor(tokens, device=device).unsqueeze(1),
+            positions_BT=kv.positions(device),
+            attention_mask=kv.attention_mask(device),
+            cache=kv.cache,
+        )
 
     def try_out(self, *adapters: AdapterFiles) -> None:
         """Compute a token with these adapters, which may go beyond the slots for as long.
@@ -225,7 +247,8 @@ class RunningBatch:
         length, most = len(row.request.prompt), self._most_tokens(row)
         if self._kv is None:
             dtype = self._base.kv_dtype
-            self._kv = KVBatch(read, length, most=most, dtype=dtype, limit=self._limit)
+            fixed = self._recorded is not None
+            self._kv = KVBatch(read, length, most=most, dtype=dtype, limit=self._limit, fixed=fixed)
         else:
             self._kv.join(read, length, most=most)
         self._generating.append(row)

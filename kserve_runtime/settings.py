@@ -48,6 +48,7 @@ class Settings:
     drain_s: int = 25
     dtype: Dtype = "auto"
     in_4bit: bool = False
+    cuda_graphs: bool = True
     engine: EngineName = "auto"
     max_lora_rank: int = 64
     """Of an adapter or a blend in vLLM; the engine on transformers knows no limit."""

@@ -29,6 +29,7 @@ from kserve_runtime.engine import (
     Request,
     Usage,
 )
+from kserve_runtime.recorded import Recorder
 from kserve_runtime.row import Row
 from kserve_runtime.running_batch import RunningBatch
 from peftjob.errors import ModelError, SourceUnavailableError
@@ -54,6 +55,7 @@ class TransformersEngine:
         adapter_slots: int = 8,
         kv_bytes: int | None = None,
         prefix_bytes: int = 0,
+        record: Recorder | None = None,
     ) -> None:
         """Start the engine's thread.
 
@@ -66,6 +68,7 @@ class TransformersEngine:
             kv_bytes: most that the batch's keys and values may take, those of the prompt that is
                 being read and copies included; requests wait for their part. None is no limit.
             prefix_bytes: most that is kept of requests that ended, for those that begin like them.
+            record: how steps are recorded (see recorded); None: they aren't.
         """
         kv_tokens = None if kv_bytes is None else kv_bytes // base.measure_kv_bytes()
         full = batch_rows * base.context_tokens
@@ -86,6 +89,7 @@ class TransformersEngine:
             slots=adapter_slots,
             kv_tokens=kv_tokens,
             prefix_bytes=prefix_bytes,
+            record=record,
         )
         self._outbox: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Chunk | Exception]]] = {}
         """What the engine's thread has for each loop: waking one for every chunk costs as much as

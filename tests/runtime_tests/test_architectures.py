@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from kserve_runtime.base_model import load_base_model
 from kserve_runtime.engine import LoadedAdapter, Request, Sampling, Share
+from kserve_runtime.recorded import takes_masks
 from kserve_runtime.transformers_engine import TransformersEngine
 from peftjob.errors import ModelError
+from tests.runtime_tests.tape import TapeRecorder
 
 NO_ENDS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
 USUAL = {
@@ -30,8 +32,13 @@ TYPES: dict[str, dict[str, Any]] = {
     "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},  # ALiBi: positions from the mask
     "mistral": SLIDING,
     "gemma3_text": {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]},
+    "falcon": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "alibi": True},
     "qwen3": USUAL,
 }
+
+RECORDED = ["gpt2", "qwen3"]
+"""Those whose steps can be recorded: the others' layers see a part only, or they make positions
+of a mask."""
 
 
 def make(folder: Path, model_type: str, **config: Any) -> Path:
@@ -79,11 +86,15 @@ def answer_together(engine: TransformersEngine, jobs: list[tuple[list[int], Any]
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out")
-@pytest.mark.parametrize("model_type", TYPES)
-def test_a_mixed_batch_equals_peft_alone(model_type: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "recorded"),
+    [*((each, False) for each in TYPES), *((each, True) for each in RECORDED)],
+)
+def test_a_mixed_batch_equals_peft_alone(model_type: str, recorded: bool, tmp_path: Path) -> None:
     base = make(tmp_path, model_type, **TYPES[model_type])
     models = {"": AutoModelForCausalLM.from_pretrained(base).eval()}
-    engine = TransformersEngine(load_base_model(base, dtype="float32"), str)
+    record = TapeRecorder() if recorded else None
+    engine = TransformersEngine(load_base_model(base, dtype="float32"), str, record=record)
     try:
         loaded = {}
         for name, rank in (("a", 2), ("b", 8)):
@@ -98,10 +109,17 @@ def test_a_mixed_batch_equals_peft_alone(model_type: str, tmp_path: Path) -> Non
     finally:
         engine.close()
 
+    assert record is None or record.replays > 5
     for (ids, names), answer in zip(jobs, answers, strict=True):
         inputs = {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids))}
         expected = models[names].generate(**inputs, max_new_tokens=20, do_sample=False)
         assert answer == expected[0, len(ids) :].tolist()
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_only_models_that_take_masks_are_recorded(model_type: str, tmp_path: Path) -> None:
+    base = load_base_model(make(tmp_path, model_type, **TYPES[model_type]), dtype="float32")
+    assert takes_masks(base) == (model_type in RECORDED)
 
 
 def test_a_model_with_a_recurrent_state_is_refused(tmp_path: Path) -> None:

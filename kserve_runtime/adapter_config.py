@@ -64,7 +64,7 @@ def read_config(name: str, folder: Path) -> AdapterConfig:
     if reason:
         raise ModelError(
             f"adapter {name!r} can't be served beside others: {reason}; serve it on its own "
-            "(--merged_adapter SOURCE), or train it as plain LoRA"
+            "(peftjob serve --merged), or train it as plain LoRA"
         )
     fields = _Fields(name, config)
     return AdapterConfig(
@@ -92,11 +92,11 @@ def _read_object(name: str, folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as err:
         raise ModelError(
-            f"adapter {name!r}: {folder} holds no {CONFIG_FILE}; give the folder or image that "
+            f"adapter {name!r} holds no {CONFIG_FILE}; give the folder or image that "
             "PEFT's save_pretrained or a job has made"
         ) from err
     except (ValueError, RecursionError) as err:
-        raise ModelError(f"adapter {name!r}: can't read {path}: {err}") from err
+        raise ModelError(f"adapter {name!r}: can't read {path.name}: {err}") from err
     if not isinstance(config, dict):
         raise ModelError(
             f"adapter {name!r}: {CONFIG_FILE} holds a {type(config).__name__}, expected an object "

@@ -153,13 +153,13 @@ def _read_weights(name: str, folder: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         pickled = ", a pickle is never loaded" if (folder / "adapter_model.bin").exists() else ""
         raise ModelError(
-            f"adapter {name!r}: {folder} holds no {WEIGHTS_FILE}{pickled}; save it with "
+            f"adapter {name!r} holds no {WEIGHTS_FILE}{pickled}; save it with "
             "safe_serialization=True"
         )
     try:
         return load_file(path)
     except SafetensorError as err:
-        raise ModelError(f"adapter {name!r}: {path} is damaged: {err}") from err
+        raise ModelError(f"adapter {name!r}: {path.name} is damaged: {err}") from err
 
 
 def _spell(dtype: torch.dtype) -> str:

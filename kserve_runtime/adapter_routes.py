@@ -62,7 +62,7 @@ class AdapterRoutes:
         require_admin(http)
         body = await read_body(http, LoadAdapterRequest)
         there = self._catalogue.get(body.name) is not None
-        wanted = AdapterSource(body.name, body.source, body.strength, watch=body.watch)
+        wanted = AdapterSource(body.name, _uri(body.source), body.strength, watch=body.watch)
         model = await self._load(wanted)
         return JSONResponse(self._card(model), status_code=200 if there else 201)
 
@@ -86,7 +86,7 @@ class AdapterRoutes:
         wanted = self._loader.source(name)
         given = body.parameters
         if given is not None:
-            wanted = AdapterSource(name, given.source, given.strength, watch=given.watch)
+            wanted = AdapterSource(name, _uri(given.source), given.strength, watch=given.watch)
         if wanted is None:
             raise ApiError(
                 404,
@@ -109,3 +109,9 @@ class AdapterRoutes:
     def _card(self, model: Model) -> Json:
         source = self._loader.source(model.name)
         return adapter_card(model, watched=source is not None and source.watch)
+
+
+def _uri(source: str) -> str:
+    """A reference as the routes show it, and as `peftjob adapter` takes it, is an image's."""
+    bare = "://" not in source and not source.startswith((".", "/", "~"))
+    return f"oci://{source}" if bare else source

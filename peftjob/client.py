@@ -211,6 +211,11 @@ class TrainingClient(StockTrainingClient):  # type: ignore[misc]
             ConflictError: there is one of that name.
             JobError: the cluster refused it.
         """
+        if not isinstance(adapters, Mapping):
+            raise UsageError(
+                f"adapters: give a dict of names to references, such as {{{name!r}: job.adapter}}, "
+                f"not a value of type {type(adapters).__name__}"
+            )
         namespace = namespace or self.namespace
         body = inference.render(
             name,

@@ -81,6 +81,7 @@ def render(
     gpu: bool = False,
     strengths: Mapping[str, float] | None = None,
     watch: bool = False,
+    merged: bool = False,
     keys: str | None = None,
     registry_login: str | None = None,
     hub_token: SecretKey | None = None,
@@ -103,6 +104,8 @@ def render(
         strengths: Of adapters, where a request names none; 1 for those not listed. They can be
             changed by the annotation STRENGTHS_ANNOTATION of the InferenceService.
         watch: Load adapters again when their tags move.
+        merged: Serve the one adapter as a part of the base model, under its own name and alone:
+            for DoRA and others that can't be mixed.
         keys: Name of a Secret with the keys of clients under `keys`, one a line, and of those who
             may load adapters under `admins`. None asks nobody for one.
         registry_login: Name of a Secret of type kubernetes.io/dockerconfigjson.
@@ -125,8 +128,10 @@ def render(
         )
     if canary_percent is not None and not 0 <= canary_percent <= 100:
         raise UsageError(f"canary_percent is {canary_percent}; it is from 0 to 100")
-    args = list(_adapter_args(model_name(base_model), adapters))
+    args = list((_merged_args if merged else _adapter_args)(model_name(base_model), adapters))
     strengths = strengths or {}
+    if merged and (strengths or watch):
+        raise UsageError("an adapter that is merged has no strength and is not watched")
     for adapter in strengths:
         if adapter not in adapters:
             raise UsageError(
@@ -206,6 +211,16 @@ def _adapter_args(served: str, adapters: Mapping[str, str]) -> Iterator[str]:
                 f"model's name {served!r}"
             )
         yield f"--adapter={adapter}={source}"
+
+
+def _merged_args(_: str, adapters: Mapping[str, str]) -> Iterator[str]:
+    if len(adapters) != 1:
+        raise UsageError(
+            f"one adapter can be merged into the base model, and there are {len(adapters)}: "
+            f"{', '.join(adapters) or 'none'}"
+        )
+    for adapter, source in adapters.items():
+        yield from (f"--model_name={adapter}", f"--merged_adapter={source}")
 
 
 def _claims(sources: Iterable[str]) -> Iterator[tuple[Object, Object]]:

@@ -189,7 +189,8 @@ class Service:
         except requests.RequestException as err:
             raise JobError(f"the server {self.name!r} at {url} does not answer: {err}") from err
         if "error" in data:
-            raise JobError(f"the server {self.name!r} refused: {data['error']['message']}")
+            how = f"; give one as {KEY_ENV}" if answer.status_code == 401 else ""
+            raise JobError(f"the server {self.name!r} refused: {data['error']['message']}{how}")
         return data
 
     def _condition(self, body: dict[str, Any]) -> bool:

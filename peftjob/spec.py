@@ -91,7 +91,23 @@ class StockForm:
         return {"peftjob": self._part.model_dump(mode="json", exclude_none=True)}
 
 
-class TrainerParams(Part):
+class Parsed(Part):
+    """A part that people write as plain data."""
+
+    @classmethod
+    def parse(cls, data: Any) -> Self:
+        """Make one of plain data.
+
+        Raises:
+            SpecError: with every problem, each with its path.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as err:
+            raise SpecError(problems.told(err, root=cls, data=data)) from err
+
+
+class TrainerParams(Parsed):
     """What `train` takes as trainer_parameters, of peftjob's client and of the stock one."""
 
     method: Method = Lora()
@@ -120,7 +136,7 @@ def _number_or_auto(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
         raise ValueError(f"{value!r} is neither a number above 0 nor 'auto'") from None
 
 
-class PeftJobSpec(Part):
+class PeftJobSpec(Parsed):
     """A tuning job: base model + dataset + method → adapter."""
 
     name: str
@@ -248,18 +264,6 @@ class PeftJobSpec(Part):
         ):
             if is_set:
                 yield f"{field}: is for task causal-lm, and the task is {task}; leave it out"
-
-    @classmethod
-    def parse(cls, data: Any) -> Self:
-        """Make a spec of plain data.
-
-        Raises:
-            SpecError: with every problem, each with its path.
-        """
-        try:
-            return cls.model_validate(data)
-        except ValidationError as err:
-            raise SpecError(problems.told(err, root=cls, data=data)) from err
 
     @classmethod
     def from_json(cls, text: str) -> Self:

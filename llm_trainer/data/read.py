@@ -93,7 +93,7 @@ def _parse(line: bytes) -> Any:
     except json.JSONDecodeError as err:
         if b"\0" in line:
             return Problem(f"is not JSON: byte {line.index(0)} of the line is NUL")
-        return Problem(f"is not JSON: {err.msg} at column {err.colno}")
+        return Problem(f"is not JSON: {err.msg} at column {err.pos + 1}")
     except ValueError as err:
         # A number of more digits than Python converts.
         return Problem(f"has a number that can't be read: {err}")

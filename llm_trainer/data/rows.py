@@ -79,15 +79,14 @@ Sample = Conversation | Completion | Instruction | Text | Tokens
 
 
 class RowsError(DataError):
-    """Rows that can't be trained on; `details` has a line each, of the first of several."""
+    """Rows that can't be trained on; `details` has a line each, of the first of them."""
 
     def __init__(self, problems: list[str], count: int, total: int) -> None:
         shown = problems[:SHOWN_PROBLEMS]
         rest = f", and {count - 1} more" if count > 1 else ""
         super().__init__(f"{count} of {total} rows can't be trained on: {problems[0]}{rest}")
         more = count - len(shown)
-        lines = tuple(shown) + ((f"and {more} more",) if more > 0 else ())
-        self.details = lines if count > 1 else ()
+        self.details = tuple(shown) + ((f"and {more} more",) if more > 0 else ())
 
 
 def samples(

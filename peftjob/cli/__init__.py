@@ -11,6 +11,7 @@ verb that needs them, so that `peftjob --help` answers at once.
 import argparse
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 from typing import NoReturn
 
 from peftjob.cli import adapter, data, estimate, jobs, serve, train
@@ -47,7 +48,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _unknown(given: str, parser: argparse.ArgumentParser) -> str:
     options = [option for action in parser._actions for option in action.option_strings]
-    close = get_close_matches(given.partition("=")[0], options, n=1)
+    name = given.partition("=")[0]
+    if name in options:
+        return f"{name} is in the wrong place; write it after `{parser.prog}`, before any --"
+    close = get_close_matches(name, options, n=1)
     return f"there is no {given}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
@@ -58,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"peftjob {version('peftjob')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="COMMAND")
     for module in VERBS:
         module.add(verbs)

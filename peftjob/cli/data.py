@@ -92,7 +92,8 @@ def _check(args: argparse.Namespace) -> int:
     try:
         report.check()
     except DataError as err:
-        for line in getattr(err, "details", ()):
+        details = getattr(err, "details", ())
+        for line in details if len(details) > 1 else ():  # the error itself says a single one
             print(line, file=sys.stderr)
         raise
     return 0

@@ -45,6 +45,12 @@ def add(verbs: Any) -> None:
     serve.add_argument("--name", help="of the server (default: the job's, or the first adapter's)")
     serve.add_argument("--watch", action="store_true", help="load an adapter again when it moves")
     serve.add_argument(
+        "--merged",
+        action="store_true",
+        help="serve the one adapter merged into the base model, alone: for DoRA, biases and other "
+        "adapters that can't be mixed",
+    )
+    serve.add_argument(
         "--strength",
         action="append",
         default=[],
@@ -64,7 +70,7 @@ def add(verbs: Any) -> None:
     serve.add_argument("--stop", action="store_true", help="stop the server")
     serve.add_argument("--dry-run", action="store_true", help="print the YAML, create nothing")
 
-    ask = add_verb(verbs, "ask", _ask, "ask a served adapter")
+    ask = add_verb(verbs, "ask", _ask, "ask a served adapter; its key, if any: $OPENAI_API_KEY")
     ask.add_argument("name", help="of the server")
     ask.add_argument("question")
     ask.add_argument(
@@ -98,6 +104,7 @@ def _serve(args: argparse.Namespace) -> int:
     options: dict[str, Any] = {
         "strengths": _strengths(args.strength, adapters),
         "watch": args.watch,
+        "merged": args.merged,
         "gpu": args.gpu,
         "keys": args.keys,
         "registry_login": args.registry_login,
@@ -119,25 +126,26 @@ def _serve_file(args: argparse.Namespace) -> int:
 
     given = {"--adapter": args.adapter, "--strength": args.strength, "--name": args.name}
     given |= {"--watch": args.watch, "--gpu": args.gpu, "--keys": args.keys}
-    given |= {"--resource": args.resource}
+    given |= {"--resource": args.resource, "--merged": args.merged}
     given |= {"--registry-login": args.registry_login, "--dry-run": args.dry_run}
     if more := [option for option, value in given.items() if value]:
         raise UsageError(f"{args.target} says it all; leave out {', '.join(more)}")
     file = read_service_file(Path(args.target))
     args.local = True
-    api = client(args)
     # On this machine it is where -n says, as all is; kubectl goes by the file's namespace too.
-    namespace = args.namespace or file.service["metadata"].get("namespace") or api.namespace
+    args.namespace = args.namespace or file.service["metadata"].get("namespace")
+    api = client(args)
     if args.stop:
-        return _stop(api.service(file.name, namespace=namespace))
-    return _wait(_create(api, file, namespace), args)
+        return _stop(api.service(file.name))
+    return _wait(_create(api, file), args)
 
 
-def _create(api: "TrainingClient", file: "ServiceFile", namespace: str) -> "Service":
+def _create(api: "TrainingClient", file: "ServiceFile") -> "Service":
     from kubernetes.client import ApiException
 
     from peftjob.service import create_service
 
+    namespace = api.namespace
     for secret in file.secrets:
         body = {**secret, "metadata": {**secret["metadata"], "namespace": namespace}}
         name = body["metadata"]["name"]
@@ -228,7 +236,7 @@ def _wait(service: "Service", args: argparse.Namespace) -> int:
         service.stop()
         raise
     except KeyboardInterrupt:
-        again = shlex.join(["peftjob", "serve", "--stop", "--name", service.name, *where(args)])
+        again = shlex.join(["peftjob", "serve", service.name, "--stop", *where(args)])
         print(f"the server goes on starting; stop it with: {again}", file=sys.stderr)
         raise
     print(f"{url}/openai/v1")

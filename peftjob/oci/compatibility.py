@@ -85,7 +85,7 @@ def _runtime(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         if config.get(field):
             yield (
                 f"{field} is set ({why}); train it without, or give it a server of its own with "
-                "--merged_adapter"
+                "`peftjob serve --merged`"
             )
     yield from _changed_base(config)
     yield from _ill_matched(config, shapes)

@@ -42,9 +42,9 @@ def fetched(site: Path, uri: str, dest: Path) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "stocksqlite"])
-def test_the_rows_of_a_table_become_a_dataset(scheme: str, site: Path, tmp_path: Path) -> None:
-    done = fetched(site, f"{scheme}://{site}/support.db/tickets", tmp_path / "d")
+@pytest.mark.parametrize("start", ["sqlite://", "sqlite:///", "stocksqlite://"])
+def test_the_rows_of_a_table_become_a_dataset(start: str, site: Path, tmp_path: Path) -> None:
+    done = fetched(site, f"{start}{site}/support.db/tickets", tmp_path / "d")
     assert done.returncode == 0, done.stderr
     rows = (tmp_path / "d/tickets.jsonl").read_text()
     assert json.loads(rows) == {"prompt": "Why?", "completion": "Because."}

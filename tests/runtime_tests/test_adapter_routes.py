@@ -46,6 +46,17 @@ def ask(client: OpenAI, model: str, **more: Any) -> str:
     return answer.choices[0].message.content or ""
 
 
+@pytest.mark.parametrize(
+    ("source", "words"), [("team", "is no reference of an image"), ("./team", "is no source")]
+)
+def test_a_source_without_a_scheme_is_an_images_reference(
+    source: str, words: str, http: httpx.Client
+) -> None:
+    answer = load(http, "new", source)
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
 def test_a_loaded_adapter_answers_as_peft_does(
     world: Any, client: OpenAI, http: httpx.Client
 ) -> None:

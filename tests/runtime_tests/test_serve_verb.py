@@ -67,7 +67,9 @@ def test_what_a_dry_run_prints_is_served_as_a_file_with_its_secret(
     assert answer(world, url.strip(), "large", key=KEY) == world.answer("why", None, 8)
     with pytest.raises(AuthenticationError):
         answer(world, url.strip(), "small", key="nobody-0123456789")
+    assert "; give one as OPENAI_API_KEY" in shell.run("ask", "pets", "why")[2]
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert url.strip().removesuffix("/openai/v1") in shell.run("list", "--local")[1]
     assert "has base, small, large; say which to ask" in shell.run("ask", "pets", "why")[2]
     assert shell.run("ask", "pets", "why", "--model", "small")[0] == 0
     assert "a server 'pets' is there already" in shell.run("serve", str(file))[2]
@@ -104,6 +106,8 @@ def test_who_names_no_model_asks_that_of_the_servers_name_or_its_only_adapter(
         (["--base-model", "hf://o/m", "--adapter=a=h/a", "--strength=x"], "'x' is no number"),
         (["--base-model", "hf://o/m", "--resource=cpu"], "--resource 'cpu': write NAME=AMOUNT"),
         (["--base-model", "hf://o/m", "--strength=b=1"], "there is no adapter 'b'"),
+        (["--base-model", "hf://o/m", "--merged"], "one adapter can be merged"),
+        (["--base-model", "hf://o/m", "--adapter=a=h/a", "--keys=k"], "there is no Secret 'k'"),
     ],
 )
 def test_a_mistake_is_one_line(args: list[str], words: str, shell: Shell) -> None:

@@ -69,6 +69,15 @@ def test_kserve_chooses_the_runtime_of_a_cpu_by_itself_and_that_of_a_gpu_when_na
     assert service["spec"]["predictor"]["model"]["runtime"] == "peftjob-runtime-gpu"
 
 
+def test_a_merged_adapter_is_served_alone_under_its_own_name() -> None:
+    service = inference.render("docs", "hf://o/m", {"dora": "oci://h/dora:v1"}, merged=True)
+    args = service["spec"]["predictor"]["model"]["args"]
+    assert args == ["--model_name=dora", "--merged_adapter=oci://h/dora:v1"]
+    for adapters in ({}, {**ADAPTERS, "other": "oci://host/other:v1"}):
+        with pytest.raises(UsageError, match="one adapter can be merged"):
+            inference.render("docs", "hf://o/m", adapters, merged=True)
+
+
 def test_a_server_sees_the_claims_of_its_adapters_and_no_token_of_kubernetes() -> None:
     adapters = {"a": "pvc://team/a", "b": "pvc://team/b", "c": "pvc://other/c"}
     predictor = inference.render("docs", "hf://o/m", adapters)["spec"]["predictor"]

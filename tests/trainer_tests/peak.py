@@ -81,9 +81,7 @@ def train(folder: Path, case: dict[str, Any], *, steps: int = STEPS) -> dict[str
 
     torch.manual_seed(0)
     dtype = getattr(torch, case["dtype"])
-    params = TrainerParams.model_validate(
-        {"method": case["method"], "training": {"dtype": case["dtype"]}}
-    )
+    params = TrainerParams.parse({"method": case["method"], "training": {"dtype": case["dtype"]}})
     classifies = "task" in case
     base = load.load_base(folder, dtype, model_class=_auto(case))
     model = adapter.add_adapter(

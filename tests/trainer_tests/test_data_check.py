@@ -97,7 +97,9 @@ def test_json_holds_the_whole_report(check: Check) -> None:
     code, out, err = check(write("a.jsonl", [*ROWS, {"prompt": "x"}]), "--json")
     report = json.loads(out)
     assert (code, report["rows"], report["problem_count"]) == (DataError.exit_code, 40, 1)
-    assert report["problems"] == err[:1] == ["a.jsonl row 41: completion: is missing"]
+    (problem,) = report["problems"]
+    assert problem == "a.jsonl row 41: completion: is missing"
+    assert err == [f"error: 1 of 41 rows can't be trained on: {problem}"]
     assert report["trained_tokens"] < report["tokens"]
     assert report["shown"][0]["runs"][0] == {"text": "What is 0?", "trained": False}
 

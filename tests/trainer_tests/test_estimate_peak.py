@@ -87,7 +87,7 @@ MATRIX = {
 
 def estimated(case: dict[str, Any]) -> Memory:
     """Of the case, as the trainer runs it."""
-    params = TrainerParams.model_validate({"method": case["method"]})
+    params = TrainerParams.parse({"method": case["method"]})
     rows, task = case["rows"], case.get("task", "causal-lm")
     virtual = getattr(params.method, "num_virtual_tokens", 0)
     batch = Batch(

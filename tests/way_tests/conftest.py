@@ -11,7 +11,7 @@ from tests.trainer_tests.conftest import chats, model_dir, tokenizer, write_json
 
 __all__ = ["cluster", "model_dir", "tokenizer"]
 
-QUICK = TrainerParams.model_validate(
+QUICK = TrainerParams.parse(
     {
         "method": {"r": 4, "lora_alpha": 8},
         "training": {"max_steps": 4, "per_device_train_batch_size": 2, "logging_steps": 1},

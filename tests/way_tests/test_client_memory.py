@@ -16,7 +16,7 @@ LLAMA_3_8B = {
     "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
     "vocab_size": 128256, "max_position_embeddings": 8192,
 }  # fmt: skip
-QLORA = TrainerParams.model_validate({"method": {"type": "qlora"}})
+QLORA = TrainerParams.parse({"method": {"type": "qlora"}})
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,16 +125,16 @@ def start(
         "alive_lock": str(pod_folder / ALIVE_LOCK),
         "report": f"{scratch}.report.json",
     }
-    config_path = f"{scratch}.config.json"
-    # The environment may hold secrets: for this user's eyes only.
-    with os.fdopen(os.open(config_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-        json.dump(config, file)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(SHIM), config_path],
-        stdin=subprocess.DEVNULL,
+        [sys.executable, "-I", "-S", str(SHIM), str(scratch)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=log.open("ab"),
     )
+    assert process.stdin is not None
+    # Where it has ended already, its exit code tells.
+    with suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(json.dumps(config).encode())
     return Run(
         process=process,
         restart=restart,

@@ -1,13 +1,15 @@
 """Runs one container's process and answers for everything that it starts.
 
-Started by path with `python -I -S shim.py CONFIG.json`, so it imports only what starts at once.
+Started by path with `python -I -S shim.py FOLDER`, so it imports only what starts at once; the
+container's folder is for who looks at the list of processes.
 It stands between the supervisor and the process because of three things a plain child can't do:
 
 - when the supervisor dies, however it dies, nothing is left behind (parent death signal);
 - when the process ends, what it started ends too, as in a container (child subreaper);
 - volumes mounted `readOnly` are read-only for the process, in a mount namespace of its own.
 
-CONFIG.json: argv, env, cwd, log, parent (pid), read_only (folders), grace_s, alive_lock, report.
+On stdin, because the environment may hold secrets, it gets JSON: argv, env, cwd, log, parent (pid),
+read_only (folders), grace_s, alive_lock, report.
 The report ({"read_only_enforced": bool}) is written once the process has started; the exit status
 is the process's own, or 128 + the signal that ended it.
 """
@@ -32,11 +34,11 @@ CANNOT_START = 126
 POLL_S = 0.02
 
 
-def main(config_path: str) -> int:
-    with open(config_path) as file:
-        config = json.load(file)
-    # It holds the environment, and with it secrets: on disk for no longer than it takes.
-    os.unlink(config_path)
+def main() -> int:
+    config = json.load(sys.stdin)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, sys.stdin.fileno())
+    os.close(nothing)
     libc = ctypes.CDLL(None, use_errno=True)
     # Held until this process ends; close-on-exec keeps the container's process from holding it.
     alive = os.open(config["alive_lock"], os.O_RDWR | os.O_CREAT, 0o600)
@@ -189,4 +191,4 @@ def _write(path: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main())

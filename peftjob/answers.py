@@ -6,6 +6,7 @@ would hold a request for years.
 May import requests and urllib3.
 """
 
+import os
 import socket
 import threading
 from contextlib import suppress
@@ -40,10 +41,11 @@ class _Connection(HTTPConnection):
     def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3 has it
         late = threading.Event()
 
-        def end(sock: socket.socket) -> None:
+        def end(sock: Any) -> None:
             late.set()
-            with suppress(OSError, ValueError):  # it has ended by itself
-                sock.shutdown(socket.SHUT_RDWR)
+            # What is TLS over it is in the reader's hands, and within another TLS can't do it.
+            with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as same:
+                same.shutdown(socket.SHUT_RDWR)
 
         timer = threading.Timer(ANSWER_S, end, (self.sock,))
         timer.daemon = True

@@ -122,7 +122,6 @@ def resources(value: Any, where: str = "resources") -> dict[str, Any]:
             amounts["nvidia.com/gpu"] = amounts.pop("gpu")
         # Kubernetes knows no such resources: one is for the estimate, one a volume's size.
         ours = {name: amounts.pop(name, None) for name in ("gpu_memory", "shared_memory")}
-        _check_names(where, amounts)
         return {"requests": amounts, "limits": amounts, **ours}
     sides: dict[str, Any] = {name: getattr(value, name, where) or {} for name in _SIDES}
     if not all(isinstance(side, Mapping) for side in sides.values()):
@@ -137,20 +136,6 @@ def resources(value: Any, where: str = "resources") -> dict[str, Any]:
 
 
 _SIDES = ("requests", "limits")
-_PLAIN_RESOURCES = ("cpu", "memory", "ephemeral-storage")
-
-
-def _check_names(where: str, amounts: Mapping[str, str]) -> None:
-    """Other names have a domain; the API would refuse the pods, not the job."""
-    for name in amounts:
-        if "/" not in name and name not in _PLAIN_RESOURCES and not name.startswith("hugepages-"):
-            raise SpecError(
-                [
-                    f"{where}: there is no resource {name!r}; known are "
-                    f"{', '.join(_PLAIN_RESOURCES)}, gpu, gpu_memory, shared_memory and those of "
-                    "device plugins, such as nvidia.com/gpu"
-                ]
-            )
 
 
 def variables(where: str, value: Any) -> list[dict[str, Any]]:

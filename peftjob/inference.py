@@ -1,15 +1,18 @@
 """A base model and its adapters → InferenceService. Pure.
 
-May import serving_runtime, spec, credentials, errors and contract.
+May import serving_runtime, spec, pods, problems, credentials, errors and contract.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from peftjob import contract
+from pydantic import ValidationError
+
+from peftjob import contract, problems
 from peftjob.credentials import S3Keys, SecretKey
 from peftjob.errors import UsageError
+from peftjob.pods import Resources
 from peftjob.serving_runtime import (
     GPU_RUNTIME_NAME,
     PORT,
@@ -148,6 +151,7 @@ def render(
         "args": args,
     }
     if resources:
+        _check_resources(resources)
         model["resources"] = {"requests": dict(resources), "limits": dict(resources)}
     variables: list[Object] = [
         {"name": variable, "value": value} for variable, value in (env or {}).items()
@@ -221,6 +225,15 @@ def _merged_args(_: str, adapters: Mapping[str, str]) -> Iterator[str]:
         )
     for adapter, source in adapters.items():
         yield from (f"--model_name={adapter}", f"--merged_adapter={source}")
+
+
+def _check_resources(resources: Mapping[str, str]) -> None:
+    data = {"requests": resources}
+    try:
+        Resources.model_validate(data)
+    except ValidationError as err:
+        found = problems.told(err, root=Resources, data=data)
+        raise UsageError("resources: " + "; ".join(found).replace("requests.", "")) from err
 
 
 def _claims(sources: Iterable[str]) -> Iterator[tuple[Object, Object]]:

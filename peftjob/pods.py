@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
-from peftjob.kubernetes_values import ObjectName, Quantity, VariableName
+from peftjob.kubernetes_values import Amounts, ObjectName, Quantity, VariableName
 from peftjob.part import Part
 
 VERSION = "0.1.0"
@@ -80,8 +80,8 @@ class EnvVar(Part):
 class Resources(Part):
     """Requests and limits as Kubernetes has them, for example {"nvidia.com/gpu": "1"}."""
 
-    requests: dict[str, Quantity] = Field(default_factory=dict)
-    limits: dict[str, Quantity] = Field(default_factory=dict)
+    requests: Amounts = Field(default_factory=dict)
+    limits: Amounts = Field(default_factory=dict)
     gpu_memory: str | None = None
     """Memory of each GPU, as a quantity (24Gi) or by its name (L4, A100-80), so that a job that
     can't fit is refused before anything is created. Kubernetes is not told; None checks in the

@@ -162,10 +162,22 @@ def check_service(body: Object, objects: Objects) -> None:
     Raises:
         UsageError: there is none of that name.
     """
-    for volume in body["spec"]["predictor"].get("volumes") or ():
-        name = (volume.get("secret") or {}).get("secretName")
-        for problem in _missing_secret(volume["name"], name, (), objects) if name else ():
+    for what, name, keys in _secrets_of_service(body["spec"]["predictor"]):
+        for problem in _missing_secret(what, name, keys, objects):
             raise UsageError(problem)
+
+
+def _secrets_of_service(predictor: Object) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """What names a Secret, the Secret, and the keys that are wanted of it."""
+    for volume in predictor.get("volumes") or ():
+        secret = volume.get("secret")
+        if secret and not secret.get("optional"):
+            keys = tuple(item["key"] for item in secret.get("items") or ())
+            yield volume["name"], secret["secretName"], keys
+    for variable in predictor["model"].get("env") or ():
+        key = (variable.get("valueFrom") or {}).get("secretKeyRef")
+        if key and not key.get("optional"):
+            yield f"env.{variable['name']}", key["name"], (key["key"],)
 
 
 def _missing_secrets(spec: PeftJobSpec, objects: Objects) -> Iterator[str]:

@@ -68,8 +68,10 @@ def _one_line(step: str | int) -> str:
 
 
 def _as_written(loc: Location, data: Any) -> Location:
-    """A path as the user wrote it: pydantic puts the method's type after `method`, and numbers
-    variables, whose names say more."""
+    """A path as the user wrote it: pydantic puts the method's type after `method`, numbers
+    variables, whose names say more, and has a step of its own for a name."""
+    if loc[-1:] == ("[key]",):
+        return loc[:-1]
     if loc[:1] == ("method",) and len(loc) > 1:
         return (loc[0], *loc[2:])
     if len(loc) > 1 and loc[0] in _VARIABLES:

@@ -113,6 +113,14 @@ def _check(path: Path, service: Object) -> None:
     _check_fields(path, "spec", spec, _SPEC)
     _check_fields(path, "spec.predictor", predictor, (*_RUN, *_OF_CLUSTERS))
     _check_fields(path, "spec.predictor.model", model, _MODEL)
+    for place, listed in (
+        ("volumes", predictor.get("volumes")),
+        ("model.env", model.get("env")),
+        ("model.volumeMounts", model.get("volumeMounts")),
+    ):
+        items = listed or []
+        if not isinstance(items, list) or not all(_mapping(item).get("name") for item in items):
+            raise UsageError(f"{path}: spec.predictor.{place}: give a list of objects with a name")
     format_name = _mapping(model.get("modelFormat")).get("name")
     if format_name != contract.MODEL_FORMAT:
         raise UsageError(

@@ -106,6 +106,8 @@ def _repo(request: Request) -> _Repo:
         raise SourceError(
             "HF_ENDPOINT has a login in it; give http(s)://host, and the token in HF_TOKEN"
         )
+    if not re.match(r"https?://[^/?#]", endpoint, re.IGNORECASE):
+        raise SourceError(f"HF_ENDPOINT is {endpoint!r}; give http(s)://host")
     return _Repo(
         endpoint=endpoint,
         kind=request.kind,

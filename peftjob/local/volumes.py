@@ -117,7 +117,9 @@ class Volumes:
             ("configMap", "configmaps", "name"),
         ):
             if (source := volume.get(key)) is not None:
-                data = self.read(plural, namespace, source[name_key])
+                own.mkdir(parents=True, exist_ok=True)
+                optional = bool(source.get("optional"))
+                data = self.read(plural, namespace, source[name_key], optional=optional)
                 self._project(data, source, own)
                 return own, True
         kind = next((key for key in volume if key != "name"), "nothing")
@@ -134,9 +136,13 @@ class Volumes:
             if folder.name in secrets:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    def read(self, plural: str, namespace: str, name: str) -> dict[str, bytes]:
+    def read(
+        self, plural: str, namespace: str, name: str, *, optional: bool = False
+    ) -> dict[str, bytes]:
         """The data of a Secret or ConfigMap."""
         body = self._store.find(plural, namespace, name)
+        if body is None and optional:
+            return {}
         if body is None:
             singular = {"secrets": "secret", "configmaps": "configmap"}[plural]
             raise NotReadyError("CreateContainerConfigError", f'{singular} "{name}" not found')
@@ -151,6 +157,8 @@ class Volumes:
         items = source.get("items") or [{"key": key, "path": key} for key in data]
         for item in items:
             target = folder / item["path"]
+            if item["key"] not in data and source.get("optional"):
+                continue
             if item["key"] not in data or not target.resolve().is_relative_to(folder.resolve()):
                 raise NotReadyError(
                     "CreateContainerConfigError", f"references non-existent key: {item['key']}"

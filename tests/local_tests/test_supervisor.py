@@ -112,6 +112,17 @@ def test_no_mounted_secret_outlives_its_pod(cluster: Cluster, killed: bool) -> N
     assert not _tokens(cluster)
 
 
+def test_a_secret_that_is_optional_is_not_waited_for(cluster: Cluster) -> None:
+    cluster.create(
+        "without",
+        "test -d /s",
+        policy="Never",
+        pod={"volumes": [{"name": "s", "secret": {"secretName": "s", "optional": True}}]},
+        container={"volumeMounts": [{"name": "s", "mountPath": "/s"}]},
+    )
+    cluster.wait("without", "Succeeded")
+
+
 def test_killing_the_shim_ends_the_container_too(cluster: Cluster) -> None:
     seconds = own_seconds(2345)
     cluster.create("shim", f"sleep {seconds} & sleep {seconds}", policy="Never")

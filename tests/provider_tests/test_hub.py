@@ -134,6 +134,11 @@ def test_a_hub_that_forbids_says_what_is_missing(
         get(hub, "hf://org/tiny", tmp_path / "model", **login)
 
 
+def test_an_endpoint_without_a_scheme_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"HF_ENDPOINT is 'hub\.example'; give http\(s\)://host"):
+        fetch("hf://org/x", tmp_path / "m", kind="model", env={"HF_ENDPOINT": "hub.example"})
+
+
 def test_two_different_revisions_are_refused(hub: HubServer, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="names the revision 'a' and the spec 'b'; give one"):
         get(hub, "hf://org/tiny@a", tmp_path / "model", revision="b")

@@ -105,6 +105,7 @@ def test_who_names_no_model_asks_that_of_the_servers_name_or_its_only_adapter(
         (["--base-model", "hf://o/m", "--strength", "1"], "of which adapter? write NAME=N"),
         (["--base-model", "hf://o/m", "--adapter=a=h/a", "--strength=x"], "'x' is no number"),
         (["--base-model", "hf://o/m", "--resource=cpu"], "--resource 'cpu': write NAME=AMOUNT"),
+        (["--base-model", "hf://o/m", "--resource=cores=1"], "resources: cores: no resource;"),
         (["--base-model", "hf://o/m", "--strength=b=1"], "there is no adapter 'b'"),
         (["--base-model", "hf://o/m", "--merged"], "one adapter can be merged"),
         (["--base-model", "hf://o/m", "--adapter=a=h/a", "--keys=k"], "there is no Secret 'k'"),

@@ -71,6 +71,7 @@ def _volume(**fields: Any) -> dict[str, Any]:
             "resources.limits.nvidia.com/gpu: no",
         ),
         ({"init_resources": {"requests": {"cpu": "None"}}}, "no quantity"),
+        ({"resources": {"limits": {"gpus": 1}}}, "resources.limits.gpus: no resource; known are"),
         (
             {"storage": {"access_modes": ["ReadOnlyMany"]}},
             "storage: access_modes: a claim that is ReadOnlyMany alone can't be filled",
@@ -176,3 +177,8 @@ def test_tolerations_are_rendered_as_they_were_written() -> None:
 def test_a_claim_for_one_pod_is_enough_for_one() -> None:
     spec = make_spec(storage={"access_modes": ["ReadWriteOncePod"]})
     assert manifest.render_claims(spec)[0]["spec"]["accessModes"] == ["ReadWriteOncePod"]
+
+
+def test_a_quantity_may_be_a_number_as_in_the_yaml_of_pods() -> None:
+    spec = make_spec(resources={"limits": {"nvidia.com/gpu": 1, "cpu": 1.5}})
+    assert spec.resources.limits == {"nvidia.com/gpu": "1", "cpu": "1.5"}

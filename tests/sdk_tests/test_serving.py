@@ -187,6 +187,7 @@ def test_a_file_may_hold_what_goes_with_the_service(tmp_path: Path) -> None:
         ([make(image="x")], r"spec.predictor.model.image can't be run .* args, env, envFrom"),
         ([make(storage={"key": "k"})], "spec.predictor.model.storage can't be run"),
         ([beside(containers=[{"name": "x"}])], "spec.predictor.containers can't be run"),
+        ([beside(volumes=["keys"])], "spec.predictor.volumes: give a list of objects with a name"),
         ([{**make(), "spec": {"transformer": {"a": 1}}}], "spec.transformer can't be run"),
     ],
 )

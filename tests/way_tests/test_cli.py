@@ -89,6 +89,7 @@ def test_a_spec_file_and_options_together(tmp_path: Path) -> None:
         (("train", *MINIMAL[:2], "--model", "./nope"), 2, "--model './nope': there is no such"),
         (("estimate", "--model", "org/name"), 2, "such as hf://org/name"),
         (("train", "--modle", "a"), 2, "there is no --modle (did you mean --model?)"),
+        (("--local", "list"), 2, "--local is in the wrong place; write it after `peftjob list`"),
         (("trian",), 2, "'trian' (choose from 'data', "),
         (("list",), 2, "no Kubernetes cluster"),
         (("serve", "docs"), 2, "--local"),

@@ -58,8 +58,9 @@ def test_a_secret_that_a_variable_names_must_be_there(cluster: Cluster) -> None:
 def test_a_server_whose_secret_is_not_there_is_refused_before_it_is_made(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    for secret in ({"keys": "support-keys"}, {"registry_login": "login"}):
-        with pytest.raises(UsageError, match=r"there is no Secret .(support-keys|login)."):
+    hub = SecretKey(name="hub", key="token")
+    for secret in ({"keys": "support-keys"}, {"registry_login": "login"}, {"hub_token": hub}):
+        with pytest.raises(UsageError, match=r"there is no Secret .(support-keys|login|hub)."):
             cluster.client.serve("docs", tmp_path.as_uri(), {}, **secret)
     with pytest.raises(NotFoundError):
         cluster.client.service("docs")

@@ -48,6 +48,11 @@ class BaseModel:
     kv_dtype: torch.dtype | None = None
     """What the batch keeps keys and values in; None is the model's."""
 
+    @property
+    def takes_positions(self) -> bool:
+        """Whether it is told where its tokens stand."""
+        return "position_ids" in self._accepts
+
     def check_vocabulary(self, tokens: int) -> None:
         """Refuse a tokenizer that knows tokens the model has no embedding for.
 
@@ -82,8 +87,8 @@ class BaseModel:
             "past_key_values": cache,
             "use_cache": True,
         }
-        # Models differ in what they take: OPT makes positions from the mask.
-        if "position_ids" in self._accepts:
+        # Models differ in what they take: Bloom makes positions from the mask.
+        if self.takes_positions:
             inputs["position_ids"] = positions_BT
         if "logits_to_keep" in self._accepts and not all_logits:
             inputs["logits_to_keep"] = 1

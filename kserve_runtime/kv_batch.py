@@ -9,6 +9,7 @@ rows. Legend: B rows, H heads, T tokens, D head size.
 # ruff: noqa: N803, N806  (names of tensors end with their shape)
 
 import sys
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
         super().__init__()
         self.keys, self.values = keys, values
         self.is_initialized = True
-        self._batch = batch
+        # Whose buffers go at once when it does: a cycle would keep them until Python looks for one.
+        self._batch: KVBatch = weakref.proxy(batch)
         self.end = 0
         """The column that the next step writes; the rows end before it."""
 
@@ -118,6 +120,9 @@ class KVBatch:
         """Tokens of the longest row."""
         self._room = 0
         """Columns that are left for steps."""
+        self._even = True
+        """Whether all layers have buffers of the same size, as steps over all places need them: a
+        move that failed leaves others."""
         self._layers = [
             _Layer(self, layer.keys[:0].to(dtype), layer.values[:0].to(dtype))
             for layer in first.layers
@@ -152,7 +157,7 @@ class KVBatch:
 
     def make_room(self, *, beside: int = 0) -> None:
         """See that there is a column for the next step; `beside` places are not to be taken."""
-        if not self._room:
+        if not self._room or (self.fixed and not self._even):
             self._move(len(self.lengths), self._rows, self.width, beside=beside)
 
     def grew(self) -> None:
@@ -226,7 +231,7 @@ class KVBatch:
 
     @property
     def _rows(self) -> int:
-        """Places for rows; a move that failed leaves layers of different sizes."""
+        """Places for rows, in each layer."""
         return min(layer.keys.shape[0] for layer in self._layers)
 
     def _move(
@@ -239,10 +244,11 @@ class KVBatch:
         """
         columns = min(end + max(SPARE_TOKENS, end // 2), max([*self._most, joining]))
         rows = max(least, min(wanted, (self._limit - beside) // columns))
-        self.recording = None
+        self.recording, self._even = None, False
         try:
             # One layer after the other: both sizes of all of them would be twice the memory.
             for layer in self._layers:
                 layer.move(rows, columns, end)
+            self._even = True
         finally:
             self._room = min(layer.keys.shape[2] - layer.end for layer in self._layers)

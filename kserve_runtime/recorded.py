@@ -39,7 +39,10 @@ def choose_recorder(base: BaseModel) -> Recorder | None:
 
 
 def takes_masks(base: BaseModel) -> bool:
-    """Whether a model takes masks of who sees what, (B, 1, T, C), as they are."""
+    """Whether a model takes masks of who sees what, (B, 1, T, C), as they are, and positions."""
+    if not base.takes_positions:
+        # It counts the keys, whose number a recording has as it was.
+        return False
     config = base.module.config.get_text_config()
     layers = getattr(config, "layer_types", None)
     windows = ("sliding_window", "attention_chunk_size")
@@ -74,7 +77,9 @@ def record_graph(step: Step) -> Step:
     """
     graph = torch.cuda.CUDAGraph()
     # Another thread may be reading an adapter's weights meanwhile.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    capture = torch.cuda.graph(graph, capture_error_mode="thread_local")
+    # A capture that fails leaves its own stream as the thread's: the outer one sets it back.
+    with torch.cuda.stream(torch.cuda.current_stream()), capture:
         logits_BV = step()
 
     def replay() -> torch.Tensor:
@@ -124,7 +129,8 @@ class RecordedSteps:
                 return replay
             reason = "a recorded step computed something else"
         except RuntimeError as err:
-            reason = str(err)
+            # After a capture failed, what ends it says only that it did.
+            reason = str(err.__context__ or err).partition("\n")[0]
         log.warning("decoding is slower than need be: its steps can't be recorded: %s", reason)
         self._record = None
         return None

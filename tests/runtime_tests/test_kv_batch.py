@@ -1,5 +1,7 @@
 """Keys and values of rows that join, step and leave."""
 
+import weakref
+
 import pytest
 import torch
 from transformers import DynamicCache
@@ -52,11 +54,8 @@ def test_what_a_row_leaves_behind_is_not_seen_by_who_takes_its_place() -> None:
     assert sums(kv) == [expected] * LAYERS
 
 
-@pytest.mark.parametrize("failing", [1, 2, 3])
-def test_out_of_memory_while_a_row_joins_leaves_the_others_as_they_were(
-    monkeypatch: pytest.MonkeyPatch, failing: int
-) -> None:
-    kv, control = begin(1, 10), begin(1, 10)
+def fail_to_join(kv: KVBatch, monkeypatch: pytest.MonkeyPatch, *, failing: int) -> None:
+    """Out of memory at the layer `failing`, counted from 1."""
     left = failing
     move = _Layer.move
 
@@ -72,10 +71,36 @@ def test_out_of_memory_while_a_row_joins_leaves_the_others_as_they_were(
         with pytest.raises(torch.OutOfMemoryError):
             kv.join(read(2, 300), 300, most=1000)
 
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_out_of_memory_while_a_row_joins_leaves_the_others_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    kv, control = begin(1, 10), begin(1, 10)
+
+    fail_to_join(kv, monkeypatch, failing=failing)
+
     assert [sums(kv) for _ in range(200)] == [sums(control) for _ in range(200)]
     for each in (kv, control):
         each.join(read(2, 300), 300, most=1000)
     assert sums(kv) == sums(control)
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+def test_steps_over_all_places_find_layers_alike_after_a_move_that_failed(
+    monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    kv = KVBatch(read(1, 10), 10, most=1000, fixed=True)
+    fail_to_join(kv, monkeypatch, failing=failing)
+    kv.make_room()
+    assert len({(layer.keys.shape, layer.end) for layer in kv.cache.layers}) == 1
+
+
+def test_buffers_go_with_their_batch() -> None:
+    kv = begin(1, 10)
+    keys = weakref.ref(kv.cache.layers[0].keys)
+    del kv
+    assert keys() is None
 
 
 def test_buffers_have_no_more_places_than_they_may() -> None:

@@ -12,7 +12,14 @@ import torch
 
 from kserve_runtime.base_model import BaseModel, load_base_model
 from kserve_runtime.engine import LoadedAdapter, Request, Sampling, Share
-from kserve_runtime.recorded import STEPS_BEFORE, Recorder, Step, choose_recorder, takes_masks
+from kserve_runtime.recorded import (
+    STEPS_BEFORE,
+    Recorder,
+    Step,
+    choose_recorder,
+    record_graph,
+    takes_masks,
+)
 from kserve_runtime.transformers_engine import TransformersEngine
 from tests.runtime_tests.tape import TapeRecorder
 
@@ -136,3 +143,11 @@ def test_a_graph_answers_as_steps_do(world: Any, caplog: pytest.LogCaptureFixtur
             answers.append(answer(engine, {small: 1.0}, {small: 0.5}, {}, tokens=200))
     assert answers[0] == answers[1]
     assert "slower than need be" not in caplog.text
+
+
+@pytest.mark.gpu
+def test_a_step_that_can_not_be_in_a_graph_leaves_the_stream_as_it_was() -> None:
+    here = torch.cuda.current_stream()
+    with pytest.raises(RuntimeError):
+        record_graph(lambda: torch.zeros(1, device="cuda").cpu())
+    assert torch.cuda.current_stream() == here

@@ -3,7 +3,7 @@
 Loaded once, from safetensors only, without code of its own, and never changed afterwards.
 """
 
-# ruff: noqa: N803  (names of tensors end with their shape)
+# ruff: noqa: N803, N806  (names of tensors end with their shape)
 
 import inspect
 from collections.abc import Callable, Iterable
@@ -95,6 +95,23 @@ class BaseModel:
         logits: torch.Tensor = self.module(**inputs).logits
         return (logits if all_logits else logits[:, -1]).float()
 
+    def tells_rows_apart(self) -> bool:
+        """Whether what lies before a row's first token leaves its logits as they are, but for
+        rounding."""
+        logits = []
+        for before in (0, 2):
+            seen_1T = torch.tensor([[0] * before + [1, 1]], device=self.device)
+            logits.append(
+                self.forward(
+                    seen_1T.cumsum(1),  # the tokens 1 and 2
+                    positions_BT=(seen_1T.cumsum(1) - 1).clamp(min=0),
+                    attention_mask=seen_1T,
+                    cache=DynamicCache(),
+                )
+            )
+        alone_1V, beside_1V = logits
+        return bool((alone_1V - beside_1V).abs().max() <= 0.05 * alone_1V.abs().max())
+
     def measure_kv_bytes(self) -> int:
         """Bytes that the keys and values of a token take."""
         cache = DynamicCache()
@@ -185,6 +202,12 @@ def load_base_model(
         module = merge(module, merged)
     module.eval().requires_grad_(False)
     base = _describe(module, device)
+    if not base.takes_positions and not base.tells_rows_apart():
+        raise ModelError(
+            f"{type(module).__name__} in {folder} counts positions from the longest row of a "
+            "batch, so that rows of different lengths can't share one; serve a model that takes "
+            "position_ids"
+        )
     if device.type != "cpu":
         return base
     pack_projections(module)

@@ -116,9 +116,11 @@ def test_a_mixed_batch_equals_peft_alone(model_type: str, recorded: bool, tmp_pa
         assert answer == expected[0, len(ids) :].tolist()
 
 
-def test_a_model_that_counts_its_keys_is_not_recorded(tmp_path: Path) -> None:
+def test_a_model_that_counts_positions_from_the_longest_row_is_refused(tmp_path: Path) -> None:
     base = make(tmp_path, "mbart", d_model=32, decoder_layers=1, decoder_attention_heads=4)
-    assert not takes_masks(load_base_model(base, dtype="float32"))
+
+    with pytest.raises(ModelError, match=r"MBartForCausalLM in .* can't share one"):
+        load_base_model(base, dtype="float32")
 
 
 @pytest.mark.parametrize("model_type", TYPES)

@@ -58,7 +58,8 @@ def read_config(name: str, folder: Path) -> AdapterConfig:
     config = _read_object(name, folder)
     if config.get("peft_type") != "LORA":
         raise ModelError(
-            f"adapter {name!r} is of type {config.get('peft_type')!r:.80}; only LORA can be served"
+            f"adapter {name!r} is of type {config.get('peft_type')!r:.80}; only LORA can be served "
+            "beside others (peftjob serve --merged serves one alone)"
         )
     reason = _why_unmixable(config)
     if reason:
